@@ -1,0 +1,21 @@
+"""Errors and warnings of the library, all importable from `dynalyze`."""
+
+
+class DynalyzeError(Exception):
+    """Base class of every error that the library raises itself."""
+
+
+class InvalidInputError(DynalyzeError, ValueError):
+    """An argument or a data set that cannot be used; the message says which, and the remedy."""
+
+
+class MissingDependencyError(DynalyzeError, ImportError):
+    """An optional package is needed; the message names the extra that installs it."""
+
+
+class SavedFileError(DynalyzeError, OSError):
+    """A saved result that is truncated, of another kind, or from an unknown version."""
+
+
+class DynalyzeWarning(UserWarning):
+    """Base class of the library's warnings."""

@@ -1,0 +1,1 @@
+"""How it moves: log coordinates, initialization, stiff integrators, trajectories."""

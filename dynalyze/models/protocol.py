@@ -1,0 +1,69 @@
+"""What the library asks of a model, and of a model bound to data.
+
+A `Model` is an architecture whose weights enter as products, f(x; u, v) = h(x; u ⊙ v)
+(Definition 3.1 of arXiv 2306.07042). Bound to data and a loss it becomes an `Objective`:
+the loss as a function of the products θ = u ⊙ v alone. Flow, stages and checks know
+nothing else of what is trained.
+"""
+
+from typing import Protocol, runtime_checkable
+
+from dynalyze._typing import ArrayLike, Data, FloatArray, IntArray
+
+
+@runtime_checkable
+class Objective(Protocol):
+    """The loss L as a function of the products θ, with its field and Hessian columns.
+
+    Whatever satisfies this protocol can be given to `predict_stages` and `simulate` as the
+    model, with ``data=None``.
+    """
+
+    @property
+    def n_products(self) -> int:
+        """Number p of products."""
+
+    @property
+    def product_names(self) -> tuple[str, ...]:
+        """Readable name of each product, such as ``W_K W_Q[7]``; length p."""
+
+    def value(self, theta: FloatArray) -> float:
+        """Loss L(θ); θ has shape (p,)."""
+
+    def field(self, theta: FloatArray) -> FloatArray:
+        """Field g(θ) = −∂L/∂θ of eq. (4), shape (p,)."""
+
+    def value_and_field(self, theta: FloatArray) -> tuple[float, FloatArray]:
+        """Return L(θ) and g(θ) together, for little more than the cost of g alone."""
+
+    def hessian_columns(self, theta: FloatArray, indices: IntArray) -> FloatArray:
+        """Columns ∂²L/∂θ∂θ_i for i in `indices`; shape (p, len(indices))."""
+
+
+@runtime_checkable
+class Model(Protocol):
+    """An architecture h(x; θ) that enters its weights as products, not yet bound to data."""
+
+    @property
+    def n_products(self) -> int:
+        """Number p of products."""
+
+    @property
+    def product_names(self) -> tuple[str, ...]:
+        """Readable name of each product; length p."""
+
+    def bind(
+        self, data: Data, *, loss: str = "squared", sample_weight: ArrayLike | None = None
+    ) -> Objective:
+        """Return the loss of this model on `data` as a function of its products.
+
+        Parameters
+        ----------
+        data : pair of arrays (X, y)
+            Inputs and targets; the first axis counts the samples.
+        loss : {"squared", "mse"}
+            ``"squared"`` is the mean over samples of ½‖y − f(x)‖², summed over output entries;
+            ``"mse"`` is the mean over all entries without the ½ (torch.nn.MSELoss).
+        sample_weight : array_like, shape (n_samples,), optional
+            Non-negative weights; the mean over samples becomes a weighted mean.
+        """
