@@ -19,3 +19,7 @@ class SavedFileError(DynalyzeError, OSError):
 
 class DynalyzeWarning(UserWarning):
     """Base class of the library's warnings."""
+
+
+class FlowError(DynalyzeError, ArithmeticError):
+    """The flow cannot be continued: not a number, or a step size that vanishes."""
