@@ -1,0 +1,141 @@
+"""Algorithm 1: plateau, activation, transition, and again, until no product has a field."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import StrEnum
+
+import numpy as np
+
+from dynalyze.models.protocol import Objective
+from dynalyze.stages.clocks import Clock
+from dynalyze.stages.recursion import Activation, activation
+from dynalyze.stages.stationary import StationaryPoint, at_origin
+from dynalyze.stages.transition import NoLimit, StepperFactory, Transition, limit_point
+
+
+class Status(StrEnum):
+    """How a prediction ended; what was found before that is valid in every case."""
+
+    CONVERGED = "converged"
+    TIE = "tie"
+    NO_LIMIT = "no limit point"
+    BUDGET = "budget reached"
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One activation and the transition that it starts."""
+
+    onset_time: float  # of the transition, in the clock's own unit
+    activation: Activation
+    transition: Transition
+
+
+@dataclass(frozen=True)
+class Ending:
+    """Why the recursion stopped."""
+
+    status: Status
+    message: str
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Tolerances and budgets of the recursion."""
+
+    field_tolerance: float  # |g_i| below this fraction of max|g(0)| counts as 0 off the support
+    tie_tolerance: float  # relative gap between winner and runner-up below which it is a tie
+    max_stages: int | None
+    deadline: float  # of time.monotonic()
+
+
+class Transitions:
+    """Computes each transition once, however many clocks ask for it."""
+
+    def __init__(self, objective: Objective, stepper: StepperFactory, tolerance: float) -> None:
+        self._objective = objective
+        self._stepper = stepper
+        self._tolerance = tolerance
+        self._known: dict[tuple[tuple[int, int], ...], Transition | NoLimit] = {}
+
+    def __call__(
+        self, path: tuple[tuple[int, int], ...], start: StationaryPoint
+    ) -> Transition | NoLimit:
+        """Transition from `start`, reached by path[:-1], when path[-1] = (j, sign) activates."""
+        if path not in self._known:
+            self._known[path] = limit_point(
+                self._objective,
+                start,
+                *path[-1],
+                tolerance=self._tolerance,
+                stepper=self._stepper,
+            )
+        return self._known[path]
+
+
+def recurse(
+    origin: StationaryPoint,
+    clock: Clock,
+    transitions: Transitions,
+    limits: Limits,
+    names: tuple[str, ...],
+    on_stage: Callable[[Stage], object],
+) -> Ending:
+    """Run Algorithm 1 from `origin` on `clock`, calling `on_stage` after every transition.
+
+    Returns
+    -------
+    Ending
+        Status and the sentence that explains it.
+    """
+    point, path = origin, ()
+    zero = limits.field_tolerance * float(np.abs(origin.field).max(initial=0.0))
+    while True:
+        k = len(path)
+        active = np.zeros(point.theta.size, dtype=bool)
+        active[point.support] = True
+        winner = activation(clock.waits(point.field, active, zero), point.field)
+        if winner is None:
+            return _converged(point, active, zero, k)
+        if k == limits.max_stages:
+            return Ending(Status.BUDGET, f"stopped after max_stages={k}; raise it for more stages")
+        if time.monotonic() > limits.deadline:
+            return Ending(Status.BUDGET, f"max_seconds passed after {k} stages; raise it for more")
+        gap = winner.runner_up_wait - winner.wait
+        if gap <= limits.tie_tolerance * abs(winner.wait):
+            return Ending(
+                Status.TIE,
+                f"tie at stage {k + 1}: {names[winner.coordinate]} and {names[winner.runner_up]} "
+                f"activate within {gap:.1e} of one another after {winner.wait:.6g}, so which "
+                "comes first is not determined (Assumption 4.2); are two features duplicates?",
+            )
+        path = (*path, (winner.coordinate, winner.sign))
+        transition = transitions(path, point)
+        if isinstance(transition, NoLimit):
+            return Ending(
+                Status.NO_LIMIT,
+                f"no limit point at stage {k + 1}, when {names[winner.coordinate]} activates: "
+                f"{transition.message}",
+            )
+        clock.activate(point.field, active, winner)
+        onset_time = clock.arrive(point, winner, transition)
+        on_stage(Stage(onset_time, winner, transition))
+        point = transition.end
+
+
+def _converged(
+    point: StationaryPoint, active: np.ndarray, zero: float, n_stages: int
+) -> Ending:
+    rest = float(np.abs(point.field[~active]).max(initial=0.0))
+    if n_stages == 0:
+        message = (
+            f"θ = 0 is stationary (largest |g| {rest:.1e}): nothing is ever learned; are all "
+            "targets zero, or uncorrelated with the inputs?"
+        )
+    else:
+        message = (
+            f"every field off the support is at most {rest:.1e}, which counts as 0 "
+            f"(tolerance {zero:.1e})"
+        )
+    return Ending(Status.CONVERGED, message)

@@ -1,0 +1,113 @@
+"""The two clocks of the recursion: the limit α → 0, and a given finite initialization.
+
+Algorithm 1 keeps a log-scale b and a rescaled time T; at finite α the same bookkeeping is done
+on the log coordinates z and the flow time t themselves, from their true initial values and with
+the drift during transitions included, which turns jump times that are right to leading order
+into jump times that are right to o(1).
+"""
+
+from typing import Protocol
+
+import numpy as np
+
+from dynalyze._typing import BoolArray, FloatArray
+from dynalyze.flow.initialization import Initialization
+from dynalyze.stages.recursion import (
+    Activation,
+    active_log_scale,
+    initial_log_scale,
+    log_scale,
+    time_until_active,
+)
+from dynalyze.stages.stationary import StationaryPoint
+from dynalyze.stages.transition import Transition
+
+
+class Clock(Protocol):
+    """Says when each product would activate, and is moved on from plateau to plateau."""
+
+    def waits(self, field: FloatArray, active: BoolArray, zero: float) -> FloatArray:
+        """Time until each product activates on the present plateau, shape (p,)."""
+
+    def activate(self, field: FloatArray, active: BoolArray, winner: Activation) -> None:
+        """Move to the activation of `winner`, where the plateau ends."""
+
+    def arrive(self, start: StationaryPoint, winner: Activation, transition: Transition) -> float:
+        """Move on to the next plateau; return the time of the transition's onset."""
+
+
+class LeadingOrderClock:
+    """Eqs. (8)–(10): log-scales b and rescaled time T, exact as α → 0."""
+
+    def __init__(self, n_products: int) -> None:
+        self.b = initial_log_scale(n_products)  # (p,)
+        self.time = 0.0
+
+    def waits(self, field: FloatArray, active: BoolArray, zero: float) -> FloatArray:
+        """Δ_k(i) of eq. (8), rescaled time, shape (p,)."""
+        return time_until_active(self.b, field, active, zero=zero)
+
+    def activate(self, field: FloatArray, active: BoolArray, winner: Activation) -> None:
+        """T_{k+1} of eq. (9) and b^{k+1} of eq. (10)."""
+        self.b = log_scale(self.b, field, active, winner.wait)
+        self.b[winner.coordinate] = active_log_scale(winner.sign)
+        self.time += winner.wait
+
+    def arrive(self, start: StationaryPoint, winner: Activation, transition: Transition) -> float:
+        """T_{k+1}: on the rescaled clock a transition takes no time."""
+        return self.time
+
+
+class FiniteScaleClock:
+    """Log coordinates z and flow time t from a given initialization, exact to o(1).
+
+    Parameters
+    ----------
+    init : Initialization
+        The weights at t = 0.
+    visible_size : float
+        Size |θ| at which competing products are compared: small, and well above what the
+        inactive ones have.
+    """
+
+    def __init__(self, init: Initialization, visible_size: float) -> None:
+        self._log_abs_c = init.log_abs_c
+        self._log_visible = float(np.log(visible_size))
+        self.z = init.z0.copy()  # (p,)
+        self.time = 0.0
+
+    def waits(self, field: FloatArray, active: BoolArray, zero: float) -> FloatArray:
+        """Flow time until |θ_i| reaches the visible size, shape (p,); negative if just past."""
+        waits = np.full(field.shape, np.inf)
+        moving = ~active & (np.abs(field) > zero)
+        goal = np.sign(field) * self._size_to_z(self._log_visible)
+        waits[moving] = (goal[moving] - self.z[moving]) / field[moving]
+        return waits
+
+    def activate(self, field: FloatArray, active: BoolArray, winner: Activation) -> None:
+        """Drift linearly over the plateau, until the winner has the visible size."""
+        self.z = np.where(active, self.z, self.z + field * winner.wait)
+        self.time += winner.wait
+
+    def arrive(self, start: StationaryPoint, winner: Activation, transition: Transition) -> float:
+        """Go on to the orbit's onset, then along it; the others drift by ∫ g(ψ) ds."""
+        orbit, j = transition.orbit, winner.coordinate
+        lead = (
+            winner.sign * self._size_to_z(float(orbit.log_size[0]))[j] - self.z[j]
+        ) / start.field[j]
+        passive = np.ones(self.z.size, dtype=bool)
+        passive[start.support] = False
+        passive[j] = False
+        self.z[passive] += lead * start.field[passive] + orbit.z_end[passive]
+        # The balanced chart has z = ½ s log|θ|; what left goes on from there in the exact one.
+        offset = self._size_to_z(0.0)
+        for i in transition.left:
+            sign = winner.sign if i == j else np.sign(start.theta[i])
+            self.z[i] = orbit.z_end[i] + sign * offset[i]
+        onset_time = self.time + lead
+        self.time = onset_time + float(orbit.times[-1])
+        return onset_time
+
+    def _size_to_z(self, log_size: float) -> FloatArray:
+        """|z| at which |θ| = e^{log_size}, for |θ| far above |c|; shape (p,)."""
+        return 0.5 * (log_size + np.log(4) - self._log_abs_c)

@@ -1,0 +1,114 @@
+"""The stages from one given initialization: jump times to o(1) instead of o(log 1/α)."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Self
+
+import numpy as np
+from scipy.interpolate import PchipInterpolator
+
+from dynalyze._typing import FloatArray, IntArray
+from dynalyze.errors import InvalidInputError
+from dynalyze.stages.algorithm import Stage
+
+UNITS = ("flow", "rescaled", "steps")
+
+
+@dataclass(frozen=True, eq=False)
+class FiniteScaleStages:
+    """Order, onset and orbit of each of M stages from a given initialization.
+
+    M and the order may differ from the limit α → 0 where products nearly tie.
+    """
+
+    log10_alpha: float  # scale of the initialization
+    coordinates: IntArray  # (M,), product that activates
+    signs: IntArray  # (M,), ±1
+    onsets: FloatArray  # (M,), flow time at which each orbit starts
+    orbit_starts: IntArray  # (M+1,), where each orbit starts in the two arrays below
+    orbit_times: FloatArray  # flow time since the onset, all orbits after one another
+    orbit_log_sizes: FloatArray  # log|θ| of the activating product at those times
+
+    @classmethod
+    def from_stages(cls, stages: list[Stage], log10_alpha: float) -> Self:
+        """Collect the stages that the recursion found on the clock of an initialization."""
+        orbits = [stage.transition.orbit for stage in stages]
+        empty = [np.empty(0)]
+        return cls(
+            log10_alpha=log10_alpha,
+            coordinates=np.array([s.activation.coordinate for s in stages], dtype=np.int64),
+            signs=np.array([s.activation.sign for s in stages], dtype=np.int64),
+            onsets=np.array([s.onset_time for s in stages], dtype=float),
+            orbit_starts=np.cumsum([0] + [orbit.times.size for orbit in orbits]),
+            orbit_times=np.concatenate(empty + [orbit.times for orbit in orbits]),
+            orbit_log_sizes=np.concatenate(empty + [orbit.log_size for orbit in orbits]),
+        )
+
+    def jump_times(self, threshold: float) -> FloatArray:
+        """Flow time at which each activating product crosses `threshold`, shape (M,).
+
+        Before the onset log|θ| is linear in time; NaN where the orbit does not reach it.
+        """
+        if not threshold > 0:
+            raise InvalidInputError(
+                f"threshold={threshold!r} must be positive: it is a size |θ| of the product"
+            )
+        times = np.empty(self.onsets.size)
+        for k, onset in enumerate(self.onsets):
+            part = slice(self.orbit_starts[k], self.orbit_starts[k + 1])
+            times[k] = onset + _first_crossing(
+                self.orbit_times[part], self.orbit_log_sizes[part], float(np.log(threshold))
+            )
+        return times
+
+    def jump_times_of(
+        self, coordinates: IntArray, signs: IntArray, threshold: float
+    ) -> FloatArray:
+        """Jump times of the given activations, matched by product, sign and occurrence.
+
+        NaN for those that do not occur from this initialization.
+        """
+        known: dict[tuple[int, int], list[float]] = {}
+        mine = zip(self.coordinates, self.signs, self.jump_times(threshold), strict=True)
+        for coordinate, sign, time in mine:
+            known.setdefault((int(coordinate), int(sign)), []).append(float(time))
+        matched = []
+        for coordinate, sign in zip(coordinates, signs, strict=True):
+            occurrences = known.get((int(coordinate), int(sign)), [])
+            matched.append(occurrences.pop(0) if occurrences else np.nan)
+        return np.array(matched, dtype=float)
+
+    def units_per_flow_time(self, unit: str, learning_rate: float | None = None) -> float:
+        """Length in flow time of one unit of ``"flow"``, ``"rescaled"`` or ``"steps"``."""
+        if unit not in UNITS:
+            raise InvalidInputError(
+                f"unit={unit!r} is not known: choose one of {', '.join(map(repr, UNITS))}"
+            )
+        if unit == "flow":
+            return 1.0
+        if unit == "rescaled":
+            return -self.log10_alpha * float(np.log(10))
+        if learning_rate is None or not learning_rate > 0:
+            raise InvalidInputError(
+                f"learning_rate={learning_rate!r} must be a positive number for unit='steps'"
+            )
+        return learning_rate
+
+    def to_arrays(self) -> dict[str, FloatArray | IntArray]:
+        """All arrays by name, for saving."""
+        return {k: v for k, v in vars(self).items() if isinstance(v, np.ndarray)}
+
+    @classmethod
+    def from_arrays(
+        cls, arrays: Mapping[str, FloatArray | IntArray], log10_alpha: float
+    ) -> Self:
+        """Inverse of `to_arrays`."""
+        return cls(log10_alpha=log10_alpha, **arrays)  # type: ignore[arg-type]
+
+
+def _first_crossing(times: FloatArray, log_size: FloatArray, log_threshold: float) -> float:
+    size = PchipInterpolator(times, log_size)
+    if log_threshold <= log_size[0]:
+        return float(times[0] + (log_threshold - log_size[0]) / size(times[0], nu=1))
+    roots = size.solve(log_threshold, extrapolate=False)
+    return float(roots[0]) if roots.size else np.nan

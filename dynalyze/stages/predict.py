@@ -1,0 +1,130 @@
+"""`predict_stages`: what will be learned, in which order and when, before any training."""
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from tqdm.auto import tqdm
+
+from dynalyze._typing import ArrayLike, Data
+from dynalyze.errors import InvalidInputError
+from dynalyze.flow.initialization import Initialization
+from dynalyze.models.binding import bind
+from dynalyze.models.counted import CountedObjective
+from dynalyze.models.protocol import Model, Objective
+from dynalyze.stages.algorithm import Ending, Limits, Stage, Transitions, recurse
+from dynalyze.stages.clocks import FiniteScaleClock, LeadingOrderClock
+from dynalyze.stages.finite import FiniteScaleStages
+from dynalyze.stages.prediction import StagePrediction, Stats
+from dynalyze.stages.stationary import StationaryPoint, at_origin
+from dynalyze.stages.transition import ONSET, StepperFactory
+
+_STATIONARY = 1e-10  # |g| on the support at a limit point, relative to max|g(0)|
+
+
+def predict_stages(
+    model: Model | Objective,
+    data: Data = None,
+    *,
+    loss: str = "squared",
+    sample_weight: ArrayLike | None = None,
+    init: Initialization | None = None,
+    max_stages: int | None = None,
+    max_seconds: float = np.inf,
+    field_tolerance: float = 1e-9,
+    tie_tolerance: float = 1e-9,
+    progress: bool = False,
+    callback: Callable[[Stage], object] | None = None,
+) -> StagePrediction:
+    """Predict the stages in which gradient flow from a vanishing initialization learns.
+
+    Algorithm 1 of *Transformers learn through gradual rank increase* (arXiv 2306.07042), from
+    the data alone: no training run is made.
+
+    Parameters
+    ----------
+    model : Model or Objective
+        `DiagonalLinear`, `AttentionHead`, or anything that satisfies the `Model` protocol; or
+        an `Objective`, which brings its data with it.
+    data : pair of arrays (X, y)
+        What `model.bind` takes; None with an `Objective`.
+    loss : {"squared", "mse"}
+        Mean over samples of ½‖y − f(x)‖², or the mean over all entries of the squared error
+        (torch.nn.MSELoss). It sets the unit of time.
+    sample_weight : array_like, shape (n_samples,), optional
+        Non-negative weights of the samples.
+    init : Initialization, optional
+        Weights to start from. Adds the jump times at that finite α, `jump_times`, which also
+        know the transitions' own duration and the differences between the initial weights.
+    max_stages : int, optional
+        Stop after that many stages.
+    max_seconds : float
+        Stop when that much wall-clock time has passed at the end of a stage.
+    field_tolerance : float
+        The recursion has converged when every |g_i| off the support is at most this fraction
+        of max|g(0)|.
+    tie_tolerance : float
+        Two products whose waiting times differ by at most this fraction tie, and the
+        recursion stops: the theory does not say which comes first (Assumption 4.2).
+    progress : bool
+        Show a progress bar, one tick per stage.
+    callback : callable, optional
+        Called with every `Stage` of the limit α → 0 when it is known.
+
+    Returns
+    -------
+    StagePrediction
+        Its `status` says how the recursion ended; all stages before that are in it.
+
+    Raises
+    ------
+    InvalidInputError
+        If the data or an argument cannot be used.
+    """
+    started = time.monotonic()
+    _check_options(max_stages, max_seconds, field_tolerance, tie_tolerance)
+    objective = CountedObjective(bind(model, data, loss=loss, sample_weight=sample_weight))
+    if init is not None and len(init.u0) != objective.n_products:
+        raise InvalidInputError(
+            f"init has {len(init.u0)} products and the model {objective.n_products}: "
+            "they must be the same"
+        )
+    limits = Limits(field_tolerance, tie_tolerance, max_stages, started + max_seconds)
+    names = objective.product_names
+    origin = at_origin(objective)
+    tolerance = _STATIONARY * float(np.abs(origin.field).max(initial=0.0))
+    transitions = Transitions(objective, _stepper, tolerance)
+    stages: list[Stage] = []
+    scales = [LeadingOrderClock(objective.n_products)]
+    clock = scales[0]
+    log_scales = [clock.b]
+    with tqdm(desc="stages", unit=" stages", total=max_stages, disable=not progress) as bar:
+
+        def record(stage: Stage) -> None:
+            stages.append(stage)
+            log_scales.append(clock.b)
+            bar.update()
+            bar.set_postfix(loss=f"{stage.transition.end.value:.3g}", refresh=False)
+            if callback is not None:
+                callback(stage)
+
+        ending = recurse(origin, clock, transitions, limits, names, record)
+    finite = None
+    if init is not None:
+        finite = _at_finite_scale(origin, init, stages, transitions, limits, names)
+    stats = Stats(
+        nfev=objective.nfev,
+        nhev=objective.nhev,
+        nhcol=objective.nhcol,
+        seconds=time.monotonic() - started,
+    )
+    configuration = {
+        "model": repr(model),
+        "loss": loss,
+        "weighted": sample_weight is not None,
+        "max_stages": max_stages,
+        "field_tolerance": field_tolerance,
+        "tie_tolerance": tie_tolerance,
+    }
+    return _collect(origin, stages, log_scales, names, ending, stats, finite, configuration)

@@ -1,0 +1,209 @@
+"""What `predict_stages` returns: the stages, with a table, a plot and a file format."""
+
+import os
+from dataclasses import dataclass, field, fields
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+
+from dynalyze._saved_files import read_saved, write_saved
+from dynalyze._typing import FloatArray, IntArray
+from dynalyze.errors import InvalidInputError, MissingDependencyError
+from dynalyze.stages.algorithm import Status
+from dynalyze.stages.finite import FiniteScaleStages
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.axes import Axes
+
+_KIND = "stage prediction"
+
+
+@dataclass(frozen=True)
+class Stats:
+    """Work done by a prediction."""
+
+    nfev: int  # evaluations of the field
+    nhev: int  # evaluations of Hessian columns
+    nhcol: int  # Hessian columns, over all evaluations
+    seconds: float  # wall-clock time
+
+
+@dataclass(frozen=True, eq=False)
+class StagePrediction:
+    """The stages that gradient flow from a vanishing initialization goes through.
+
+    K stages, p products. Plateau k rests at θ^k from T_k to T_{k+1}; stage k is the activation
+    of `coordinates[k]` at T_{k+1} = `times[k]`, which leads to plateau k + 1. Times are rescaled:
+    flow time divided by log(1/α), natural logarithm. Source: Algorithm 1, arXiv 2306.07042.
+    """
+
+    times: FloatArray  # (K,), rescaled time T_{k+1} of each activation
+    coordinates: IntArray  # (K,), product that activates
+    signs: IntArray  # (K,), ±1, sign with which it grows
+    theta: FloatArray  # (K+1, p), products on each plateau
+    b: FloatArray  # (K+1, p), log-scales at the start of each plateau, in [0, 2]
+    fields: FloatArray  # (K+1, p), g(θ^k)
+    losses: FloatArray  # (K+1,), loss on each plateau
+    support_sizes: IntArray  # (K+1,), number of active products on each plateau
+    left: tuple[tuple[int, ...], ...]  # K tuples, products that leave in each transition
+    runner_ups: IntArray  # (K,), product that would have activated next, −1 if none
+    gaps: FloatArray  # (K,), rescaled time by which the runner-up is later, inf if none
+    durations: FloatArray  # (K,), flow time that each transition takes
+    curvatures: FloatArray  # (K+1,), relative smallest curvature at θ^k, > 0 at a strict minimum
+    product_names: tuple[str, ...]  # p names
+    status: Status
+    message: str  # why the recursion ended, and what to do about it
+    stats: Stats
+    finite: FiniteScaleStages | None = None  # the stages from a given initialization
+    configuration: dict[str, Any] = field(default_factory=dict)  # how it was computed
+
+    @property
+    def n_stages(self) -> int:
+        """Number K of stages."""
+        return len(self.times)
+
+    @property
+    def log10_alpha_separated(self) -> FloatArray:
+        """log10 of the α below which each stage is separated from its neighbours; shape (K,).
+
+        There the shortest of three rescaled times (the plateau before, the plateau after, and
+        the runner-up's delay), times log(1/α), exceeds the duration of the transition. Above
+        it the transitions overlap, and neither times nor plateaus can be told apart.
+        """
+        before = np.diff(self.times, prepend=0.0)
+        after = np.append(before[1:], np.inf)
+        room = np.minimum(np.minimum(before, after), self.gaps)
+        with np.errstate(divide="ignore"):
+            return -self.durations / room / np.log(10)
+
+    def jump_times(
+        self,
+        threshold: float = 0.05,
+        *,
+        unit: str = "flow",
+        learning_rate: float | None = None,
+    ) -> FloatArray:
+        """When |θ| of each activating product crosses `threshold`, from the given initialization.
+
+        Parameters
+        ----------
+        threshold : float
+            Size of the product, in its own units.
+        unit : {"flow", "rescaled", "steps"}
+            Flow time; flow time / log(1/α), comparable with `times`; or gradient-descent steps
+            of size `learning_rate`, flow time / learning_rate.
+        learning_rate : float, optional
+            Needed for ``unit="steps"``.
+
+        Returns
+        -------
+        ndarray, shape (K,)
+            NaN where the product does not reach `threshold` in its own transition, or where at
+            this α the stage does not occur.
+
+        Raises
+        ------
+        InvalidInputError
+            If the prediction was made without ``init``, or an argument is not as above.
+        """
+        if self.finite is None:
+            raise InvalidInputError(
+                "jump times depend on the initialization: call predict_stages(..., "
+                "init=Initialization(...)); `times` has the leading order without one"
+            )
+        times = self.finite.jump_times_of(self.coordinates, self.signs, threshold)
+        return times / self.finite.units_per_flow_time(unit, learning_rate)
+
+    def name(self, coordinate: int) -> str:
+        """Readable name of a product."""
+        return self.product_names[coordinate]
+
+    def summary(self) -> str:
+        """Table of the stages, one line each, with the status below it."""
+        from dynalyze.stages.table import summary
+
+        return summary(self)
+
+    def __str__(self) -> str:
+        return self.summary()
+
+    def to_dataframe(self) -> "pd.DataFrame":
+        """Stages as a pandas DataFrame, one row each (needs the extra ``dataframe``)."""
+        try:
+            import pandas as pd
+        except ImportError as error:
+            raise MissingDependencyError(
+                'to_dataframe needs pandas: pip install "dynalyze[dataframe]"'
+            ) from error
+        columns = {
+            "time": self.times,
+            "coordinate": self.coordinates,
+            "product": [self.name(i) for i in self.coordinates],
+            "sign": self.signs,
+            "value": self.theta[1:][np.arange(self.n_stages), self.coordinates],
+            "loss": self.losses[1:],
+            "support_size": self.support_sizes[1:],
+            "left": [tuple(self.name(i) for i in left) for left in self.left],
+            "runner_up": [self.name(i) if i >= 0 else None for i in self.runner_ups],
+            "gap": self.gaps,
+            "log10_alpha_separated": self.log10_alpha_separated,
+        }
+        if self.finite is not None:
+            columns["jump_time"] = self.jump_times()
+        return pd.DataFrame(columns, index=pd.RangeIndex(1, self.n_stages + 1, name="stage"))
+
+    def plot(self, ax: "Axes | None" = None) -> "Axes":
+        """Loss staircase over rescaled time, the products under it; see `plotting`."""
+        from dynalyze.plotting import plot_stages
+
+        return plot_stages(self, ax=ax)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write everything to `path` (NumPy archive with a JSON stamp), exactly."""
+        arrays = {f.name: getattr(self, f.name) for f in fields(self) if f.name in _ARRAYS}
+        if self.finite is not None:
+            arrays |= {f"finite.{name}": a for name, a in self.finite.to_arrays().items()}
+        metadata = {
+            "left": self.left,
+            "product_names": self.product_names,
+            "status": self.status,
+            "message": self.message,
+            "stats": vars(self.stats),
+            "log10_alpha": None if self.finite is None else self.finite.log10_alpha,
+            "configuration": self.configuration,
+        }
+        write_saved(path, _KIND, arrays, metadata)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Self:
+        """Read what `save` wrote.
+
+        Raises
+        ------
+        SavedFileError
+            If the file is truncated, holds something else or comes from a newer version.
+        """
+        arrays, stamp = read_saved(path, _KIND)
+        metadata = stamp["metadata"]
+        finite = None
+        if metadata["log10_alpha"] is not None:
+            finite = FiniteScaleStages.from_arrays(
+                {k.removeprefix("finite."): a for k, a in arrays.items() if "." in k},
+                metadata["log10_alpha"],
+            )
+        return cls(
+            **{name: arrays[name] for name in _ARRAYS},
+            left=tuple(tuple(left) for left in metadata["left"]),
+            product_names=tuple(metadata["product_names"]),
+            status=Status(metadata["status"]),
+            message=metadata["message"],
+            stats=Stats(**metadata["stats"]),
+            finite=finite,
+            configuration=metadata["configuration"],
+        )
+
+
+_ARRAYS = tuple(
+    f.name for f in fields(StagePrediction) if f.type in (FloatArray, IntArray)
+)

@@ -1,0 +1,129 @@
+"""Newton's method on a support, and what makes a stationary point one that the flow rests at."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from dynalyze._typing import FloatArray, IntArray
+from dynalyze.models.protocol import Objective
+
+_FLAT = 1e-14
+
+
+@dataclass(frozen=True)
+class StationaryPoint:
+    """A point with g = 0 on `support` and θ = 0 elsewhere."""
+
+    theta: FloatArray  # (p,)
+    value: float  # loss there
+    field: FloatArray  # (p,), g there; rounding on the support
+    support: IntArray  # (k,)
+    hessian: FloatArray  # (p, k), the columns of the support
+    curvature: float  # smallest eigenvalue of D^½ H D^½ over its largest, D = diag|θ|
+    residual: float  # largest |g| on the support
+
+
+def polish(
+    objective: Objective, theta: FloatArray, support: IntArray, *, tolerance: float
+) -> StationaryPoint | str:
+    """Newton's method for g = 0 on `support`, from θ, the others set to 0.
+
+    It goes on beyond `tolerance` for as long as a step lowers the residual, to rounding.
+
+    Parameters
+    ----------
+    objective : Objective
+        The loss as a function of the products.
+    theta : ndarray, shape (p,)
+        Where to start; each sign on the support must survive.
+    support : ndarray of int, shape (k,)
+        Coordinates that are free.
+    tolerance : float
+        Largest |g| on the support that is accepted.
+
+    Returns
+    -------
+    StationaryPoint, or str
+        The sentence that says why there is none.
+    """
+    signs = np.sign(theta[support])
+    theta = _restricted(theta, support)
+    value, field = objective.value_and_field(theta)
+    residual = _largest(field[support])
+    while True:
+        columns = objective.hessian_columns(theta, support)
+        spectrum = _scaled_spectrum(theta, columns, support)
+        if spectrum.is_flat:
+            return "the Hessian on the support is singular to rounding: there is a flat direction"
+        trial = theta.copy()
+        trial[support] += spectrum.solve(field[support])
+        if np.any(np.sign(trial[support]) != signs):
+            return "Newton's step changes a sign"
+        trial_value, trial_field = objective.value_and_field(trial)
+        trial_residual = _largest(trial_field[support])
+        if not trial_residual < residual:
+            break
+        stagnating = trial_residual > 0.1 * residual
+        theta, value, field, residual = trial, trial_value, trial_field, trial_residual
+        if residual <= tolerance and stagnating:
+            break
+    if not residual <= tolerance:
+        return f"Newton's method stops at |g| = {residual:.1e}, above {tolerance:.1e}"
+    columns = objective.hessian_columns(theta, support)
+    curvature = _scaled_spectrum(theta, columns, support).smallest_ratio
+    return StationaryPoint(theta, value, field, support, columns, curvature, residual)
+
+
+@dataclass(frozen=True)
+class _Spectrum:
+    """Eigendecomposition of D^½ H D^½ on a support, D = diag|θ|: minus half the Jacobian there.
+
+    It has the eigenvalues of the flow's own linearization, is symmetric, and does not depend
+    on the units of the features.
+    """
+
+    root: FloatArray  # (k,), √|θ|
+    eigenvalues: FloatArray  # (k,), ascending
+    vectors: FloatArray  # (k, k)
+
+    @property
+    def smallest_ratio(self) -> float:
+        """Smallest eigenvalue over the largest in size; 1 on an empty support."""
+        if not self.eigenvalues.size:
+            return 1.0
+        return float(self.eigenvalues[0] / np.abs(self.eigenvalues).max())
+
+    @property
+    def is_flat(self) -> bool:
+        """Whether some eigenvalue is 0 to rounding."""
+        sizes = np.abs(self.eigenvalues)
+        return bool(sizes.size) and not bool(sizes.min() > _FLAT * sizes.max())
+
+    def solve(self, field: FloatArray) -> FloatArray:
+        """H⁻¹ g on the support."""
+        return self.root * (
+            self.vectors @ ((self.vectors.T @ (self.root * field)) / self.eigenvalues)
+        )
+
+
+def _scaled_spectrum(theta: FloatArray, columns: FloatArray, support: IntArray) -> _Spectrum:
+    root = np.sqrt(np.abs(theta[support]))
+    return _Spectrum(root, *np.linalg.eigh(root[:, None] * columns[support] * root))
+
+
+def _restricted(theta: FloatArray, support: IntArray) -> FloatArray:
+    inside = np.zeros_like(theta)
+    inside[support] = theta[support]
+    return inside
+
+
+def _largest(values: FloatArray) -> float:
+    return float(np.abs(values).max()) if values.size else 0.0
+
+
+def at_origin(objective: Objective) -> StationaryPoint:
+    """θ^0 = 0, with an empty support."""
+    theta = np.zeros(objective.n_products)
+    value, field = objective.value_and_field(theta)
+    nothing = np.empty(0, dtype=np.int64)
+    return StationaryPoint(theta, value, field, nothing, np.empty((theta.size, 0)), 1.0, 0.0)
