@@ -43,7 +43,7 @@ def write_saved(
         Anything else, as far as JSON can hold it.
     """
     target = Path(path)
-    stored = {name: np.asarray(array) for name, array in arrays.items()}
+    stored: dict[str, Any] = {name: np.asarray(array) for name, array in arrays.items()}
     for name, array in stored.items():
         if array.dtype.hasobject:
             raise TypeError(f"array {name!r} holds Python objects, which only pickle could save")
