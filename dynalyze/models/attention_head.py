@@ -1,0 +1,225 @@
+"""One attention head with diagonal weights, the model of eq. (1) of arXiv 2306.07042."""
+
+from dataclasses import dataclass, field
+from itertools import pairwise
+
+import numpy as np
+
+from dynalyze._typing import ArrayLike, Data, FloatArray, IntArray
+from dynalyze.errors import InvalidInputError
+from dynalyze.models._attention_gradient import add_loss_and_gradient
+from dynalyze.models._attention_hessian import add_hessian_columns
+from dynalyze.models._threads import available_threads, run_chunks
+from dynalyze.models.data import (
+    as_finite_array,
+    as_pair,
+    as_positive_int,
+    as_product_indices,
+    as_products,
+    normalized_sample_weight,
+)
+from dynalyze.models.losses import squared_loss_factor
+
+_CHUNKS = 32
+# Below about this many floating-point operations a second thread costs more than it saves.
+_WORK_PER_THREAD = 2e7
+
+
+@dataclass(frozen=True)
+class AttentionHead:
+    """Attention head with diagonal weights, smax(X W_K W_Qᵀ Xᵀ) X W_V W_Oᵀ, eq. (1).
+
+    The softmax runs over rows and the logits are not divided by √d. The products are
+    θ = [w_K ⊙ w_Q, w_V ⊙ w_O], shape (2 d_model,).
+
+    Parameters
+    ----------
+    d_model : int
+        Dimension of a token.
+    threads : int, optional
+        Threads that one evaluation may use; by default one for a small data set and as many
+        as there are cores for a large one. Results do not depend on it.
+
+    Raises
+    ------
+    InvalidInputError
+        If `d_model` or `threads` is not a positive integer.
+    """
+
+    d_model: int
+    threads: int | None = field(default=None, kw_only=True)
+
+    def __post_init__(self) -> None:
+        as_positive_int(self.d_model, "d_model")
+        if self.threads is not None:
+            as_positive_int(self.threads, "threads")
+
+    @property
+    def n_products(self) -> int:
+        """Number of products, 2 d_model."""
+        return 2 * self.d_model
+
+    @property
+    def product_names(self) -> tuple[str, ...]:
+        """``W_K W_Q[i]`` for every i, then ``W_V W_O[i]``."""
+        return tuple(
+            f"{product}[{i}]" for product in ("W_K W_Q", "W_V W_O") for i in range(self.d_model)
+        )
+
+    def predict(self, theta: ArrayLike, X: ArrayLike) -> FloatArray:
+        """Output of the head.
+
+        Parameters
+        ----------
+        theta : array_like, shape (2 d_model,)
+            Products [w_K ⊙ w_Q, w_V ⊙ w_O].
+        X : array_like, shape (n_samples, n_tokens, d_model)
+            Inputs.
+
+        Returns
+        -------
+        ndarray, shape (n_samples, n_tokens, d_model)
+
+        Raises
+        ------
+        InvalidInputError
+            If a shape does not fit or an entry of `X` is not finite.
+        """
+        products = as_products(theta, self.n_products)
+        inputs = self._inputs(X)
+        logits = (inputs * products[: self.d_model]) @ inputs.transpose(0, 2, 1)
+        weights = np.exp(logits - logits.max(axis=2, keepdims=True))
+        weights /= weights.sum(axis=2, keepdims=True)
+        return (weights @ inputs) * products[self.d_model :]
+
+    def bind(
+        self, data: Data, *, loss: str = "squared", sample_weight: ArrayLike | None = None
+    ) -> "AttentionHeadObjective":
+        """Return the loss of the head on `data` as a function of its products.
+
+        Parameters
+        ----------
+        data : pair of array_like (X, y)
+            Inputs and targets, both of shape (n_samples, n_tokens, d_model).
+        loss : {"squared", "mse"}
+            ``"squared"`` is the mean over samples of ½‖y − f(x)‖²; ``"mse"`` is the mean over
+            all entries without the ½ (torch.nn.MSELoss). Flow time scales accordingly.
+        sample_weight : array_like, shape (n_samples,), optional
+            Non-negative weights; the mean over samples becomes a weighted mean.
+
+        Returns
+        -------
+        AttentionHeadObjective
+
+        Raises
+        ------
+        InvalidInputError
+            If shapes do not fit, data are empty or not finite, a weight is negative or all
+            are zero, or `loss` is unknown.
+        """
+        given_X, given_y = as_pair(data)
+        X = self._inputs(given_X)
+        y = as_finite_array(given_y, "y", ("n_samples", "n_tokens", "d_model"))
+        if y.shape != X.shape:
+            raise InvalidInputError(
+                f"y has shape {y.shape} but X has shape {X.shape}: the head's output has the "
+                "shape of its input, so give both alike"
+            )
+        factor = squared_loss_factor(loss, X.shape[1] * X.shape[2])
+        weight = factor * normalized_sample_weight(sample_weight, len(X))
+        return AttentionHeadObjective(self, X, y, weight)
+
+    def _inputs(self, X: ArrayLike) -> FloatArray:
+        inputs = as_finite_array(X, "X", ("n_samples", "n_tokens", "d_model"))
+        if inputs.shape[2] != self.d_model:
+            raise InvalidInputError(
+                f"X has shape {inputs.shape}, so {inputs.shape[2]} features, but the model was "
+                f"made with d_model={self.d_model}: make AttentionHead({inputs.shape[2]}) or "
+                "give other data"
+            )
+        return inputs
+
+
+class AttentionHeadObjective:
+    """Loss of an `AttentionHead` on a data set; made by `AttentionHead.bind`.
+
+    Satisfies `dynalyze.models.Objective`. The samples are summed in fixed chunks whose sums are
+    added in order, so that every result is the same for any number of threads.
+    """
+
+    def __init__(
+        self, model: AttentionHead, X: FloatArray, y: FloatArray, weight: FloatArray
+    ) -> None:
+        self._model = model
+        self._X = X
+        self._y = y
+        self._weight = weight
+        bounds = np.linspace(0, len(X), min(_CHUNKS, len(X)) + 1).astype(int).tolist()
+        self._chunks = [slice(i, j) for i, j in pairwise(bounds)]
+        self._gradient_work = 8.0 * X.size * X.shape[1]
+
+    @property
+    def n_products(self) -> int:
+        """Number of products, 2 d_model."""
+        return self._model.n_products
+
+    @property
+    def product_names(self) -> tuple[str, ...]:
+        """``W_K W_Q[i]`` for every i, then ``W_V W_O[i]``."""
+        return self._model.product_names
+
+    def value(self, theta: FloatArray) -> float:
+        """Loss L(θ); θ has shape (2 d_model,)."""
+        return self.value_and_field(theta)[0]
+
+    def field(self, theta: FloatArray) -> FloatArray:
+        """Field g(θ) = −∂L/∂θ of eq. (4), shape (2 d_model,)."""
+        return self.value_and_field(theta)[1]
+
+    def value_and_field(self, theta: FloatArray) -> tuple[float, FloatArray]:
+        """Return L(θ) and g(θ), from one pass over the samples."""
+        products = as_products(theta, self.n_products)
+        parts = np.zeros((len(self._chunks), 1 + self.n_products))
+
+        def add(chunk: int, _worker: int) -> None:
+            samples = self._chunks[chunk]
+            add_loss_and_gradient(
+                self._X[samples], self._y[samples], self._weight[samples], products, parts[chunk]
+            )
+
+        run_chunks(add, len(self._chunks), self._threads(self._gradient_work))
+        total = parts.sum(axis=0)
+        return float(total[0]), 0.0 - total[1:]
+
+    def hessian_columns(self, theta: FloatArray, indices: IntArray) -> FloatArray:
+        """Columns ∂²L/∂θ∂θ_i for i in `indices`, exact; shape (2 d_model, len(indices))."""
+        products = as_products(theta, self.n_products)
+        columns = as_product_indices(indices, self.n_products)
+        d = self._model.d_model
+        in_p = columns < d
+        p_columns, q_columns = columns[in_p], columns[~in_p] - d
+        parts = np.zeros((len(self._chunks), self.n_products, len(columns)))
+
+        def add(chunk: int, _worker: int) -> None:
+            samples = self._chunks[chunk]
+            add_hessian_columns(
+                self._X[samples],
+                self._y[samples],
+                self._weight[samples],
+                products,
+                p_columns,
+                q_columns,
+                parts[chunk],
+            )
+
+        run_chunks(add, len(self._chunks), self._threads(2.0 * self._gradient_work))
+        result = np.empty((self.n_products, len(columns)))
+        total = parts.sum(axis=0)
+        result[:, in_p] = total[:, : len(p_columns)]
+        result[:, ~in_p] = total[:, len(p_columns) :]
+        return result
+
+    def _threads(self, work: float) -> int:
+        if self._model.threads is not None:
+            return self._model.threads
+        return int(np.clip(work / _WORK_PER_THREAD, 1, available_threads()))

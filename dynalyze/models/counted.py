@@ -1,0 +1,60 @@
+"""An objective that counts how often it is evaluated."""
+
+from dynalyze._typing import FloatArray, IntArray
+from dynalyze.models.protocol import Objective
+
+
+class CountedObjective:
+    """Objective that passes every call on and counts it, so that work can be compared.
+
+    Parameters
+    ----------
+    objective : Objective
+        What is evaluated.
+
+    Attributes
+    ----------
+    nfev : int
+        Evaluations of the loss, of the field g, or of both at once.
+    nhev : int
+        Calls for Hessian columns.
+    nhcol : int
+        Hessian columns evaluated, over all calls.
+    """
+
+    def __init__(self, objective: Objective) -> None:
+        self.objective = objective
+        self.nfev = 0
+        self.nhev = 0
+        self.nhcol = 0
+
+    @property
+    def n_products(self) -> int:
+        """Number p of products."""
+        return self.objective.n_products
+
+    @property
+    def product_names(self) -> tuple[str, ...]:
+        """Readable name of each product; length p."""
+        return self.objective.product_names
+
+    def value(self, theta: FloatArray) -> float:
+        """Loss L(θ); θ has shape (p,)."""
+        self.nfev += 1
+        return self.objective.value(theta)
+
+    def field(self, theta: FloatArray) -> FloatArray:
+        """Field g(θ) of eq. (4), shape (p,)."""
+        self.nfev += 1
+        return self.objective.field(theta)
+
+    def value_and_field(self, theta: FloatArray) -> tuple[float, FloatArray]:
+        """Return L(θ) and g(θ) together, counted once."""
+        self.nfev += 1
+        return self.objective.value_and_field(theta)
+
+    def hessian_columns(self, theta: FloatArray, indices: IntArray) -> FloatArray:
+        """Columns ∂²L/∂θ∂θ_i for i in `indices`; shape (p, len(indices))."""
+        self.nhev += 1
+        self.nhcol += len(indices)
+        return self.objective.hessian_columns(theta, indices)

@@ -1,0 +1,149 @@
+"""The head's loss, gradient and Hessian against PyTorch's automatic differentiation."""
+
+import numpy as np
+import pytest
+
+from dynalyze.models import AttentionHead, Model, Objective
+
+torch = pytest.importorskip("torch")
+
+
+def torch_loss(theta, X, y, loss, sample_weight=None):
+    X, y = torch.as_tensor(X), torch.as_tensor(y)
+    d = X.shape[2]
+    p, q = theta[:d], theta[d:]
+    A = torch.softmax((X * p) @ X.transpose(1, 2), dim=2)
+    residual = (A @ X) * q - y
+    per_sample = (residual**2).sum(dim=(1, 2))
+    per_sample = per_sample / 2 if loss == "squared" else per_sample / y[0].numel()
+    if sample_weight is None:
+        return per_sample.mean()
+    weight = torch.as_tensor(sample_weight, dtype=torch.float64)
+    return (weight * per_sample).sum() / weight.sum()
+
+
+def torch_derivatives(theta, *args):
+    def loss(theta):
+        return torch_loss(theta, *args)
+
+    theta = torch.as_tensor(theta)
+    gradient = torch.autograd.functional.jacobian(loss, theta)
+    hessian = torch.autograd.functional.hessian(loss, theta)
+    return float(loss(theta)), gradient.numpy(), hessian.numpy()
+
+
+def problem(shape, seed=0, scale=0.5):
+    rng = np.random.default_rng(seed)
+    X, y = rng.standard_normal((2, *shape))
+    return X, y, scale * rng.standard_normal(2 * shape[2]), rng
+
+
+def assert_close(actual, expected, rtol=1e-10):
+    scale = max(1e-300, float(np.abs(expected).max()))
+    np.testing.assert_allclose(actual, expected, rtol=0.0, atol=rtol * scale)
+
+
+SHAPES = [
+    (1, 1, 1),
+    (1, 4, 3),
+    (3, 1, 5),
+    (5, 3, 1),
+    (7, 2, 2),
+    (8, 5, 8),
+    (9, 6, 10),
+    (17, 7, 4),
+    (23, 11, 9),
+    (64, 8, 8),
+    (130, 10, 13),
+    (6, 13, 50),
+    (20, 10, 50),
+]
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("loss", ["squared", "mse"])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_derivatives_equal_autograd(shape, loss, weighted):
+    X, y, theta, rng = problem(shape)
+    sample_weight = rng.uniform(0.0, 3.0, shape[0]) if weighted else None
+    value, gradient, hessian = torch_derivatives(theta, X, y, loss, sample_weight)
+    objective = AttentionHead(shape[2]).bind((X, y), loss=loss, sample_weight=sample_weight)
+    assert objective.value(theta) == pytest.approx(value, rel=1e-12)
+    assert_close(objective.field(theta), -gradient)
+    assert_close(objective.hessian_columns(theta, np.arange(2 * shape[2])), hessian)
+
+
+@pytest.mark.parametrize("indices", [[], [3], [12], [0, 15], [9, 2, 2, 14, 0], [-1], range(8)])
+def test_chosen_columns_come_in_the_order_asked_for(indices):
+    X, y, theta, _ = problem((30, 6, 8))
+    _, _, hessian = torch_derivatives(theta, X, y, "squared")
+    indices = np.array(list(indices), dtype=np.int64)
+    columns = AttentionHead(8).bind((X, y)).hessian_columns(theta, indices)
+    assert columns.shape == (16, len(indices))
+    if len(indices):
+        assert_close(columns, hessian[:, indices])
+
+
+def test_value_and_field_agree_with_value_and_with_field():
+    X, y, theta, _ = problem((30, 6, 8))
+    objective = AttentionHead(8).bind((X, y))
+    value, field = objective.value_and_field(theta)
+    assert value == objective.value(theta)
+    np.testing.assert_array_equal(field, objective.field(theta))
+
+
+@pytest.mark.parametrize("n_samples", [1, 40, 333])
+def test_results_do_not_depend_on_the_number_of_threads(n_samples):
+    X, y, theta, _ = problem((n_samples, 5, 9))
+    results = []
+    for threads in (None, 1, 2, 3, 7):
+        objective = AttentionHead(9, threads=threads).bind((X, y))
+        value, field = objective.value_and_field(theta)
+        results.append((value, field, objective.hessian_columns(theta, np.arange(0, 18, 2))))
+    for value, field, columns in results[1:]:
+        assert value == results[0][0]
+        np.testing.assert_array_equal(field, results[0][1])
+        np.testing.assert_array_equal(columns, results[0][2])
+
+
+def test_field_of_the_key_query_products_is_exactly_zero_while_the_others_are_zero():
+    X, y, theta, _ = problem((50, 10, 7))
+    theta[7:] = 0.0
+    field = AttentionHead(7).bind((X, y)).field(theta)
+    np.testing.assert_array_equal(field[:7], np.zeros(7))
+    assert np.abs(field[7:]).min() > 0.0
+
+
+@pytest.mark.parametrize("scale", [1e-300, 1e-8, 30.0, 1e3, 1e6])
+def test_tiny_and_huge_logits(scale):
+    X, y, theta, _ = problem((20, 5, 6), scale=1.0)
+    theta[:6] *= scale
+    value, gradient, hessian = torch_derivatives(theta, X, y, "squared")
+    objective = AttentionHead(6).bind((X, y))
+    # Logits of size s are rounded to s × 1e-16, in PyTorch too, and so the weights
+    rtol = 1e-10 * max(1.0, scale / 1e3)
+    assert objective.value(theta) == pytest.approx(value, rel=rtol)
+    assert_close(objective.field(theta), -gradient, rtol)
+    assert_close(objective.hessian_columns(theta, np.arange(12)), hessian, rtol)
+
+
+def test_predict_equals_the_torch_head_and_gives_the_loss():
+    X, y, theta, _ = problem((12, 6, 5))
+    model = AttentionHead(5)
+    output = model.predict(theta, X)
+    p, q = theta[:5], theta[5:]
+    expected = torch.nn.functional.scaled_dot_product_attention(
+        *(torch.as_tensor(z) for z in (X * p, X, X * q)), scale=1.0
+    )
+    np.testing.assert_allclose(output, expected.numpy(), rtol=1e-12, atol=1e-13)
+    mse = float(np.mean((output - y) ** 2))
+    assert model.bind((X, y), loss="mse").value(theta) == pytest.approx(mse, rel=1e-13)
+
+
+def test_model_and_objective_satisfy_the_protocols_and_name_their_products():
+    X, y, _, _ = problem((3, 2, 2))
+    model = AttentionHead(2)
+    assert isinstance(model, Model)
+    assert isinstance(model.bind((X, y)), Objective)
+    assert model.product_names == ("W_K W_Q[0]", "W_K W_Q[1]", "W_V W_O[0]", "W_V W_O[1]")
+    assert model.bind((X, y)).n_products == 4
