@@ -7,18 +7,22 @@ from typing import Any
 import numpy as np
 from tqdm.auto import tqdm
 
-from dynalyze._typing import ArrayLike, Data
+from dynalyze._typing import ArrayLike, Data, FloatArray
 from dynalyze.errors import InvalidInputError
+from dynalyze.flow.coordinates import BalancedCoordinates
 from dynalyze.flow.initialization import Initialization
+from dynalyze.flow.stepper import Stepper
 from dynalyze.models.binding import bind
 from dynalyze.models.counted import CountedObjective
+from dynalyze.models.data import as_positive_int
 from dynalyze.models.protocol import Model, Objective
 from dynalyze.stages.algorithm import Ending, Limits, Stage, Transitions, recurse
 from dynalyze.stages.clocks import FiniteScaleClock, LeadingOrderClock
 from dynalyze.stages.finite import FiniteScaleStages
 from dynalyze.stages.prediction import StagePrediction, Stats
 from dynalyze.stages.stationary import StationaryPoint, at_origin
-from dynalyze.stages.transition import ONSET, StepperFactory
+from dynalyze.stages.transition import ONSET
+from dynalyze.stages._bdftmp import BdfTmp
 
 _STATIONARY = 1e-10  # |g| on the support at a limit point, relative to max|g(0)|
 
@@ -96,8 +100,7 @@ def predict_stages(
     tolerance = _STATIONARY * float(np.abs(origin.field).max(initial=0.0))
     transitions = Transitions(objective, _stepper, tolerance)
     stages: list[Stage] = []
-    scales = [LeadingOrderClock(objective.n_products)]
-    clock = scales[0]
+    clock = LeadingOrderClock(objective.n_products)
     log_scales = [clock.b]
     with tqdm(desc="stages", unit=" stages", total=max_stages, disable=not progress) as bar:
 
@@ -128,3 +131,74 @@ def predict_stages(
         "tie_tolerance": tie_tolerance,
     }
     return _collect(origin, stages, log_scales, names, ending, stats, finite, configuration)
+
+
+def _at_finite_scale(
+    origin: StationaryPoint,
+    init: Initialization,
+    leading: list[Stage],
+    transitions: Transitions,
+    limits: Limits,
+    names: tuple[str, ...],
+) -> FiniteScaleStages:
+    """Run the recursion again on the clock of `init`; it shares the transitions found."""
+    if not leading:
+        return FiniteScaleStages.from_stages([], init.log10_alpha)
+    largest = max(float(np.abs(s.transition.end.theta).max()) for s in leading)
+    stages: list[Stage] = []
+    clock = FiniteScaleClock(init, ONSET * largest)
+    recurse(origin, clock, transitions, limits, names, stages.append)
+    return FiniteScaleStages.from_stages(stages, init.log10_alpha)
+
+
+def _collect(
+    origin: StationaryPoint,
+    stages: list[Stage],
+    log_scales: list[FloatArray],
+    names: tuple[str, ...],
+    ending: Ending,
+    stats: Stats,
+    finite: FiniteScaleStages | None,
+    configuration: dict[str, Any],
+) -> StagePrediction:
+    plateaus = [origin] + [stage.transition.end for stage in stages]
+    activations = [stage.activation for stage in stages]
+    return StagePrediction(
+        times=np.array([s.onset_time for s in stages], dtype=float),
+        coordinates=np.array([a.coordinate for a in activations], dtype=np.int64),
+        signs=np.array([a.sign for a in activations], dtype=np.int64),
+        theta=np.array([point.theta for point in plateaus]),
+        b=np.array(log_scales),
+        fields=np.array([point.field for point in plateaus]),
+        losses=np.array([point.value for point in plateaus]),
+        support_sizes=np.array([point.support.size for point in plateaus], dtype=np.int64),
+        left=tuple(s.transition.left for s in stages),
+        runner_ups=np.array([a.runner_up for a in activations], dtype=np.int64),
+        gaps=np.array([a.runner_up_wait - a.wait for a in activations], dtype=float),
+        durations=np.array([s.transition.orbit.duration for s in stages], dtype=float),
+        curvatures=np.array([point.curvature for point in plateaus]),
+        product_names=names,
+        status=ending.status,
+        message=ending.message,
+        stats=stats,
+        finite=finite,
+        configuration=configuration,
+    )
+
+
+def _stepper(objective: Objective, chart: BalancedCoordinates, z0: FloatArray) -> Stepper:
+    return BdfTmp(objective, chart, z0)
+
+
+def _check_options(
+    max_stages: int | None, max_seconds: float, field_tolerance: float, tie_tolerance: float
+) -> None:
+    if max_stages is not None:
+        as_positive_int(max_stages, "max_stages")
+    if not max_seconds > 0:
+        raise InvalidInputError(f"max_seconds={max_seconds!r} must be positive")
+    for name, value in (("field_tolerance", field_tolerance), ("tie_tolerance", tie_tolerance)):
+        if not 0 < value < 1:
+            raise InvalidInputError(
+                f"{name}={value!r} must lie between 0 and 1: it is a fraction, such as 1e-9"
+            )

@@ -19,7 +19,7 @@ class StationaryPoint:
     field: FloatArray  # (p,), g there; rounding on the support
     support: IntArray  # (k,)
     hessian: FloatArray  # (p, k), the columns of the support
-    curvature: float  # smallest eigenvalue of D^½ H D^½ over its largest, D = diag|θ|
+    curvature: float  # smallest eigenvalue of the Hessian, scaled to unit diagonal, over its largest
     residual: float  # largest |g| on the support
 
 
@@ -52,7 +52,7 @@ def polish(
     residual = _largest(field[support])
     while True:
         columns = objective.hessian_columns(theta, support)
-        spectrum = _scaled_spectrum(theta, columns, support)
+        spectrum = _scaled_spectrum(columns, support)
         if spectrum.is_flat:
             return "the Hessian on the support is singular to rounding: there is a flat direction"
         trial = theta.copy()
@@ -70,19 +70,19 @@ def polish(
     if not residual <= tolerance:
         return f"Newton's method stops at |g| = {residual:.1e}, above {tolerance:.1e}"
     columns = objective.hessian_columns(theta, support)
-    curvature = _scaled_spectrum(theta, columns, support).smallest_ratio
+    curvature = _scaled_spectrum(columns, support).smallest_ratio
     return StationaryPoint(theta, value, field, support, columns, curvature, residual)
 
 
 @dataclass(frozen=True)
 class _Spectrum:
-    """Eigendecomposition of D^½ H D^½ on a support, D = diag|θ|: minus half the Jacobian there.
+    """Eigendecomposition of the Hessian on a support, scaled to a diagonal of ±1.
 
-    It has the eigenvalues of the flow's own linearization, is symmetric, and does not depend
-    on the units of the features.
+    The scaling makes it independent of the units of the features, and keeps the signs of the
+    eigenvalues.
     """
 
-    root: FloatArray  # (k,), √|θ|
+    scale: FloatArray  # (k,), 1/√|H_ii|
     eigenvalues: FloatArray  # (k,), ascending
     vectors: FloatArray  # (k, k)
 
@@ -101,14 +101,15 @@ class _Spectrum:
 
     def solve(self, field: FloatArray) -> FloatArray:
         """H⁻¹ g on the support."""
-        return self.root * (
-            self.vectors @ ((self.vectors.T @ (self.root * field)) / self.eigenvalues)
-        )
+        along = (self.vectors.T @ (self.scale * field)) / self.eigenvalues
+        return self.scale * (self.vectors @ along)
 
 
-def _scaled_spectrum(theta: FloatArray, columns: FloatArray, support: IntArray) -> _Spectrum:
-    root = np.sqrt(np.abs(theta[support]))
-    return _Spectrum(root, *np.linalg.eigh(root[:, None] * columns[support] * root))
+def _scaled_spectrum(columns: FloatArray, support: IntArray) -> _Spectrum:
+    hessian = columns[support]
+    diagonal = np.abs(np.diagonal(hessian))
+    scale = 1 / np.sqrt(np.where(diagonal > 0, diagonal, 1.0))
+    return _Spectrum(scale, *np.linalg.eigh(scale[:, None] * hessian * scale))
 
 
 def _restricted(theta: FloatArray, support: IntArray) -> FloatArray:

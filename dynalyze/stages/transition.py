@@ -101,10 +101,9 @@ def limit_point(
                 continue
             rate_tried = rate
             shrinking = (chart.signs * field < 0) & (np.abs(theta) < _NEGLIGIBLE * peak)
-            staying = support[~shrinking[support]]
-            end = _certify(objective, theta, staying, support[shrinking[support]], tolerance)
+            end = _certify(objective, theta, chart.signs, np.flatnonzero(shrinking), tolerance)
             if isinstance(end, StationaryPoint):
-                left = tuple(int(i) for i in support[shrinking[support]])
+                left = tuple(int(i) for i in np.setdiff1d(support, end.support))
                 orbit = _orbit(segments, chart, flow.z, end, coordinate)
                 return Transition(end, left, orbit)
             why = end
@@ -152,22 +151,29 @@ def onset(
 def _certify(
     objective: Objective,
     theta: FloatArray,
-    staying: IntArray,
+    signs: FloatArray,
     leaving: IntArray,
     tolerance: float,
 ) -> StationaryPoint | str:
-    """Stationary point that certainly attracts the orbit at θ, or why there is none yet."""
-    end = polish(objective, theta, staying, tolerance=tolerance)
-    if isinstance(end, str):
-        return end
+    """Stationary point that certainly attracts the orbit at θ, or why there is none yet.
+
+    Products in `leaving` are taken to go to 0, but for those that the field at the point so
+    found would move away from 0 again: they shrink to a small value, and stay.
+    """
+    while True:
+        staying = np.setdiff1d(np.flatnonzero(signs), leaving)
+        end = polish(objective, theta, staying, tolerance=tolerance)
+        if isinstance(end, str):
+            return end
+        outward = signs[leaving] * end.field[leaving] >= -tolerance
+        if not outward.any():
+            break
+        leaving = leaving[~outward]
     moved = np.abs(np.log(end.theta[staying] / theta[staying]))
     if moved.size and moved.max() > _ARRIVED:
         return f"Newton's method moves a product by {np.expm1(moved.max()):.1%}"
     if end.curvature <= 0:
         return f"the nearest stationary point is a saddle (relative curvature {end.curvature:.1e})"
-    outward = np.sign(theta[leaving]) * end.field[leaving] >= -tolerance
-    if outward.any():
-        return f"product {leaving[outward][0]} is near 0 but its field does not keep it there"
     return end
 
 

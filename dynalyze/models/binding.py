@@ -1,0 +1,38 @@
+"""Turn what a user gives as the model into an `Objective`."""
+
+from dynalyze._typing import ArrayLike, Data
+from dynalyze.errors import InvalidInputError
+from dynalyze.models.protocol import Model, Objective
+
+
+def bind(
+    model: Model | Objective,
+    data: Data = None,
+    *,
+    loss: str = "squared",
+    sample_weight: ArrayLike | None = None,
+) -> Objective:
+    """Bind `model` to `data`, or pass an `Objective`, which has its data, through.
+
+    Raises
+    ------
+    InvalidInputError
+        If `model` is neither, or data are missing or superfluous.
+    """
+    if isinstance(model, Model):
+        if data is None:
+            raise InvalidInputError(
+                f"data=None: {type(model).__name__} needs a pair of arrays (X, y)"
+            )
+        return model.bind(data, loss=loss, sample_weight=sample_weight)
+    if isinstance(model, Objective):
+        if data is not None or sample_weight is not None:
+            raise InvalidInputError(
+                f"model={type(model).__name__} is an Objective, which brings its data, loss and "
+                "weights: leave out data and sample_weight, or give a Model"
+            )
+        return model
+    raise InvalidInputError(
+        f"model={model!r} is neither a Model (with bind) nor an Objective (with value, field and "
+        "hessian_columns): use one of dynalyze.models, or see dynalyze.models.protocol"
+    )
