@@ -1,5 +1,6 @@
 """What is trained: h(x; θ), its loss, its field g(θ) = −∂L/∂θ, and Hessian columns."""
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from dynalyze.models.attention_head import AttentionHead, AttentionHeadObjective
@@ -7,6 +8,7 @@ from dynalyze.models.protocol import Model, Objective
 
 if TYPE_CHECKING:
     from dynalyze.models.symbolic_model import SymbolicLoss, SymbolicModel
+    from dynalyze.models.torch_model import TorchModel
 
 __all__ = [
     "AttentionHead",
@@ -15,14 +17,18 @@ __all__ = [
     "Objective",
     "SymbolicLoss",
     "SymbolicModel",
+    "TorchModel",
 ]
 
-_NEEDS_SYMPY = ("SymbolicLoss", "SymbolicModel")
+# SymPy and torch take about a second to import: the first use of what needs them loads them.
+_LOADED_ON_USE = {
+    "SymbolicLoss": "symbolic_model",
+    "SymbolicModel": "symbolic_model",
+    "TorchModel": "torch_model",
+}
 
 
 def __getattr__(name: str) -> Any:
-    if name in _NEEDS_SYMPY:
-        from dynalyze.models import symbolic_model
-
-        return getattr(symbolic_model, name)
+    if name in _LOADED_ON_USE:
+        return getattr(import_module(f"{__name__}.{_LOADED_ON_USE[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
