@@ -182,7 +182,18 @@ class TorchModel:
         return self._module
 
     def weights(self) -> tuple[FloatArray, FloatArray]:
-        """The module's own values of u and v, each of shape (p,), flattened as θ is."""
+        """The module's own values of u and v, each of shape (p,), flattened as θ is.
+
+        Raises
+        ------
+        InvalidInputError
+            If the model is a function h(x; θ), which has no weights.
+        """
+        if not self._pairs:
+            raise InvalidInputError(
+                "the model is a function h(x; θ) and has no weights u and v: draw them by "
+                "Initialization.gaussian"
+            )
         parameters = dict(self._module.named_parameters(remove_duplicate=False))
         u, v = (
             np.concatenate(

@@ -59,6 +59,11 @@ def test_module_must_be_a_module():
         TorchModel(lambda x: x, PAIRS)
 
 
+def test_a_function_has_no_weights():
+    with pytest.raises(InvalidInputError, match="has no weights u and v: draw them"):
+        TorchModel.from_function(lambda x, theta: x * theta, 3).weights()
+
+
 def test_product_names_must_fit():
     with pytest.raises(InvalidInputError, match=r"2 entries: give one per product \(3\)"):
         TorchModel(Net(), PAIRS, product_names=["a", "b"])
