@@ -7,12 +7,14 @@ from dynalyze.models.attention_head import AttentionHead, AttentionHeadObjective
 from dynalyze.models.protocol import Model, Objective
 
 if TYPE_CHECKING:
+    from dynalyze.models.diagonal_transformer import DiagonalTransformer
     from dynalyze.models.symbolic_model import SymbolicLoss, SymbolicModel
     from dynalyze.models.torch_model import TorchModel
 
 __all__ = [
     "AttentionHead",
     "AttentionHeadObjective",
+    "DiagonalTransformer",
     "Model",
     "Objective",
     "SymbolicLoss",
@@ -22,6 +24,7 @@ __all__ = [
 
 # SymPy and torch take about a second to import: the first use of what needs them loads them.
 _LOADED_ON_USE = {
+    "DiagonalTransformer": "diagonal_transformer",
     "SymbolicLoss": "symbolic_model",
     "SymbolicModel": "symbolic_model",
     "TorchModel": "torch_model",
