@@ -1,6 +1,37 @@
 """What is trained: h(x; θ), its loss, its field g(θ) = −∂L/∂θ, and Hessian columns."""
 
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from dynalyze.models.attention_head import AttentionHead, AttentionHeadObjective
 from dynalyze.models.protocol import Model, Objective
 
-__all__ = ["AttentionHead", "AttentionHeadObjective", "Model", "Objective"]
+if TYPE_CHECKING:
+    from dynalyze.models.diagonal_transformer import DiagonalTransformer
+    from dynalyze.models.symbolic_model import SymbolicLoss, SymbolicModel
+    from dynalyze.models.torch_model import TorchModel
+
+__all__ = [
+    "AttentionHead",
+    "AttentionHeadObjective",
+    "DiagonalTransformer",
+    "Model",
+    "Objective",
+    "SymbolicLoss",
+    "SymbolicModel",
+    "TorchModel",
+]
+
+# SymPy and torch take about a second to import: the first use of what needs them loads them.
+_LOADED_ON_USE = {
+    "DiagonalTransformer": "diagonal_transformer",
+    "SymbolicLoss": "symbolic_model",
+    "SymbolicModel": "symbolic_model",
+    "TorchModel": "torch_model",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LOADED_ON_USE:
+        return getattr(import_module(f"{__name__}.{_LOADED_ON_USE[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

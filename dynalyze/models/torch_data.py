@@ -1,0 +1,92 @@
+"""Data for PyTorch models: arrays, tensors, data sets and loaders, as float64 tensors."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+
+from dynalyze._torch import torch
+from dynalyze._typing import Data
+from dynalyze.errors import InvalidInputError
+
+_LOADER_BATCH = 256
+
+
+def as_tensor(values: Any, name: str) -> torch.Tensor:
+    """Copy of `values` on the CPU; floating point becomes float64, integers stay as they are.
+
+    Raises
+    ------
+    InvalidInputError
+        If it is not one array of finite numbers with a sample axis.
+    """
+    if isinstance(values, torch.Tensor):
+        tensor = values.detach().cpu()
+    else:
+        try:
+            array = np.array(values)
+        except ValueError as error:
+            raise InvalidInputError(f"{name} is not an array: {error}") from error
+        if array.dtype.kind not in "fiub":
+            raise InvalidInputError(
+                f"{name} is of type {type(values).__name__}: an array or tensor of numbers is "
+                "needed"
+            )
+        tensor = torch.from_numpy(array)
+    if tensor.ndim == 0:
+        raise InvalidInputError(f"{name} has no axis of samples: its first axis must count them")
+    if tensor.is_floating_point():
+        tensor = tensor.to(torch.float64)
+        if not bool(torch.isfinite(tensor).all()):
+            raise InvalidInputError(
+                f"{name} contains NaN or infinity: remove or impute these samples"
+            )
+    return tensor.clone() if isinstance(values, torch.Tensor) else tensor
+
+
+def gather(data: Data) -> tuple[torch.Tensor, torch.Tensor]:
+    """All samples of `data`: a pair (X, y), a torch Dataset, or a DataLoader of pairs.
+
+    Returns
+    -------
+    tuple of Tensor
+        X of shape (n_samples, ...) and y of shape (n_samples, ...), on the CPU.
+
+    Raises
+    ------
+    InvalidInputError
+        If there are no samples, numbers of samples differ, or batches are no pairs.
+    """
+    if isinstance(data, (tuple, list)) and len(data) == 2:
+        inputs, targets = as_tensor(data[0], "X"), as_tensor(data[1], "y")
+    else:
+        if isinstance(data, torch.utils.data.Dataset):
+            data = torch.utils.data.DataLoader(data, batch_size=_LOADER_BATCH)
+        if not isinstance(data, Iterable) or isinstance(data, (str, dict)):
+            raise InvalidInputError(
+                f"data is of type {type(data).__name__}: give a pair (X, y), a torch Dataset or a "
+                "DataLoader whose batches are pairs"
+            )
+        batches = [_pair(batch) for batch in data]
+        if not batches:
+            raise InvalidInputError("data is empty: its loader yields no batch")
+        inputs = as_tensor(torch.cat([x for x, _ in batches]), "X")
+        targets = as_tensor(torch.cat([y for _, y in batches]), "y")
+    if len(inputs) != len(targets) or len(inputs) == 0:
+        raise InvalidInputError(
+            f"X has {len(inputs)} samples and y {len(targets)}: equal numbers, at least 1, are "
+            "needed"
+        )
+    return inputs, targets
+
+
+def _pair(batch: Any) -> Sequence[torch.Tensor]:
+    if (
+        isinstance(batch, (tuple, list))
+        and len(batch) == 2
+        and all(isinstance(part, torch.Tensor) for part in batch)
+    ):
+        return batch
+    raise InvalidInputError(
+        f"data yields batches of type {type(batch).__name__}: pairs of tensors (X, y) are needed"
+    )
