@@ -1,0 +1,1 @@
+"""PyTorch training runs: heads and transformers, data, loop, checkpoints."""
