@@ -1,3 +1,48 @@
-"""Predict, simulate and track the stages in which networks with product weights learn."""
+"""Predict, simulate and track the stages in which networks with product weights learn.
+
+The main entry points are loaded on first use, so that importing the package is quick.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from dynalyze import datasets, models
+    from dynalyze.errors import DynalyzeError, DynalyzeWarning
+    from dynalyze.flow.initialization import Initialization
+    from dynalyze.stages.predict import predict_stages
+    from dynalyze.stages.prediction import StagePrediction
+
+_HOMES = {
+    "DynalyzeError": "errors",
+    "DynalyzeWarning": "errors",
+    "Initialization": "flow.initialization",
+    "StagePrediction": "stages.prediction",
+    "predict_stages": "stages.predict",
+}
+_SUBPACKAGES = ("datasets", "models")
+
+__all__ = [
+    "DynalyzeError",
+    "DynalyzeWarning",
+    "Initialization",
+    "StagePrediction",
+    "__version__",
+    "datasets",
+    "models",
+    "predict_stages",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    if name in _SUBPACKAGES:
+        return import_module(f"{__name__}.{name}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -4,6 +4,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from dynalyze.models.attention_head import AttentionHead, AttentionHeadObjective
+from dynalyze.models.linear import DiagonalLinear, DiagonalLinearObjective
 from dynalyze.models.protocol import Model, Objective
 
 if TYPE_CHECKING:
@@ -14,6 +15,8 @@ if TYPE_CHECKING:
 __all__ = [
     "AttentionHead",
     "AttentionHeadObjective",
+    "DiagonalLinear",
+    "DiagonalLinearObjective",
     "DiagonalTransformer",
     "Model",
     "Objective",

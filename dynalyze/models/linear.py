@@ -120,7 +120,7 @@ class DiagonalLinearObjective:
         return self._hessian[:, indices]
 
 
-@numba.njit(cache=True, error_model="numpy")  # type: ignore[untyped-decorator]
+@numba.njit(cache=True, error_model="numpy")
 def _sum_block(X, y, weights, theta, start, stop, gradient):  # type: ignore[no-untyped-def]
     loss = 0.0
     for s in range(start, stop):
@@ -134,7 +134,7 @@ def _sum_block(X, y, weights, theta, start, stop, gradient):  # type: ignore[no-
     return loss
 
 
-@numba.njit(cache=True, error_model="numpy")  # type: ignore[untyped-decorator]
+@numba.njit(cache=True, error_model="numpy")
 def _loss_and_field(X, y, weights, theta):  # type: ignore[no-untyped-def]
     field = np.zeros(theta.size)
     loss = 0.0
@@ -146,7 +146,7 @@ def _loss_and_field(X, y, weights, theta):  # type: ignore[no-untyped-def]
     return loss, field
 
 
-@numba.njit(cache=True, parallel=True, error_model="numpy")  # type: ignore[untyped-decorator]
+@numba.njit(cache=True, parallel=True, error_model="numpy")
 def _loss_and_field_parallel(X, y, weights, theta):  # type: ignore[no-untyped-def]
     n_blocks = (y.size + _BLOCK - 1) // _BLOCK
     losses = np.zeros(n_blocks)

@@ -7,10 +7,11 @@ from enum import StrEnum
 
 import numpy as np
 
+from dynalyze._typing import BoolArray
 from dynalyze.models.protocol import Objective
 from dynalyze.stages.clocks import Clock
 from dynalyze.stages.recursion import Activation, activation
-from dynalyze.stages.stationary import StationaryPoint, at_origin
+from dynalyze.stages.stationary import StationaryPoint
 from dynalyze.stages.transition import NoLimit, StepperFactory, Transition, limit_point
 
 
@@ -89,7 +90,8 @@ def recurse(
     Ending
         Status and the sentence that explains it.
     """
-    point, path = origin, ()
+    point = origin
+    path: tuple[tuple[int, int], ...] = ()
     zero = limits.field_tolerance * float(np.abs(origin.field).max(initial=0.0))
     while True:
         k = len(path)
@@ -124,9 +126,7 @@ def recurse(
         point = transition.end
 
 
-def _converged(
-    point: StationaryPoint, active: np.ndarray, zero: float, n_stages: int
-) -> Ending:
+def _converged(point: StationaryPoint, active: BoolArray, zero: float, n_stages: int) -> Ending:
     rest = float(np.abs(point.field[~active]).max(initial=0.0))
     if n_stages == 0:
         message = (

@@ -61,9 +61,7 @@ class FiniteScaleStages:
             )
         return times
 
-    def jump_times_of(
-        self, coordinates: IntArray, signs: IntArray, threshold: float
-    ) -> FloatArray:
+    def jump_times_of(self, coordinates: IntArray, signs: IntArray, threshold: float) -> FloatArray:
         """Jump times of the given activations, matched by product, sign and occurrence.
 
         NaN for those that do not occur from this initialization.
@@ -99,9 +97,7 @@ class FiniteScaleStages:
         return {k: v for k, v in vars(self).items() if isinstance(v, np.ndarray)}
 
     @classmethod
-    def from_arrays(
-        cls, arrays: Mapping[str, FloatArray | IntArray], log10_alpha: float
-    ) -> Self:
+    def from_arrays(cls, arrays: Mapping[str, FloatArray | IntArray], log10_alpha: float) -> Self:
         """Inverse of `to_arrays`."""
         return cls(log10_alpha=log10_alpha, **arrays)  # type: ignore[arg-type]
 

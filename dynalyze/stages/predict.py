@@ -16,13 +16,13 @@ from dynalyze.models.binding import bind
 from dynalyze.models.counted import CountedObjective
 from dynalyze.models.data import as_positive_int
 from dynalyze.models.protocol import Model, Objective
+from dynalyze.stages._bdftmp import BdfTmp
 from dynalyze.stages.algorithm import Ending, Limits, Stage, Transitions, recurse
 from dynalyze.stages.clocks import FiniteScaleClock, LeadingOrderClock
 from dynalyze.stages.finite import FiniteScaleStages
 from dynalyze.stages.prediction import StagePrediction, Stats
 from dynalyze.stages.stationary import StationaryPoint, at_origin
 from dynalyze.stages.transition import ONSET
-from dynalyze.stages._bdftmp import BdfTmp
 
 _STATIONARY = 1e-10  # |g| on the support at a limit point, relative to max|g(0)|
 

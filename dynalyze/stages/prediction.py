@@ -204,6 +204,4 @@ class StagePrediction:
         )
 
 
-_ARRAYS = tuple(
-    f.name for f in fields(StagePrediction) if f.type in (FloatArray, IntArray)
-)
+_ARRAYS = tuple(f.name for f in fields(StagePrediction) if f.type in (FloatArray, IntArray))

@@ -19,7 +19,9 @@ class StationaryPoint:
     field: FloatArray  # (p,), g there; rounding on the support
     support: IntArray  # (k,)
     hessian: FloatArray  # (p, k), the columns of the support
-    curvature: float  # smallest eigenvalue of the Hessian, scaled to unit diagonal, over its largest
+    curvature: (
+        float  # smallest eigenvalue of the Hessian, scaled to unit diagonal, over its largest
+    )
     residual: float  # largest |g| on the support
 
 

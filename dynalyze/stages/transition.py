@@ -116,9 +116,7 @@ def limit_point(
     )
 
 
-def onset(
-    objective: Objective, start: StationaryPoint, coordinate: int, sign: int
-) -> FloatArray:
+def onset(objective: Objective, start: StationaryPoint, coordinate: int, sign: int) -> FloatArray:
     """Point on the unstable manifold of θ^k at which the activated product is just visible.
 
     The product has the size `ONSET` times the smaller of two scales: that at which it would
@@ -187,8 +185,7 @@ def _orbit(
     """Sample the orbit, and relax its end onto the plateau in closed form."""
     fractions = np.arange(1, _SAMPLES_PER_STEP + 1) / _SAMPLES_PER_STEP
     times = np.concatenate(
-        [[segments[0].t_start]]
-        + [s.t_start + fractions * (s.t_end - s.t_start) for s in segments]
+        [[segments[0].t_start]] + [s.t_start + fractions * (s.t_end - s.t_start) for s in segments]
     )
     samples = np.concatenate(
         [segments[0].z(times[:1])]

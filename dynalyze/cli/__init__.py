@@ -1,0 +1,54 @@
+"""The command ``dynalyze``: one module per subcommand, listed in `COMMANDS`.
+
+A subcommand module has ``add_parser(subparsers)``, which declares its arguments and sets
+``run``, a function of the parsed arguments that returns the exit code. Numerical packages are
+imported inside ``run``, so that ``--help`` is instant.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from dynalyze import __version__
+from dynalyze.cli import predict
+from dynalyze.errors import DynalyzeError
+
+COMMANDS = (predict,)
+
+EXIT_CODES = """\
+exit codes:
+  0    finished
+  2    bad input; one line on standard error says which, and the remedy
+  3    ended before the last stage: a tie, no limit point or a budget; what was found is printed
+  130  interrupted
+"""
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser with all subcommands."""
+    parser = argparse.ArgumentParser(
+        prog="dynalyze",
+        description="Predict, simulate and track the stages in which networks with product "
+        "weights learn.",
+        epilog=EXIT_CODES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"dynalyze {__version__}")
+    subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for command in COMMANDS:
+        command.add_parser(subparsers)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit code."""
+    arguments = build_parser().parse_args(argv)
+    try:
+        return int(arguments.run(arguments))
+    except (DynalyzeError, OSError) as error:
+        message = " ".join(str(error).split())
+        print(f"dynalyze {arguments.command}: error: {message}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"dynalyze {arguments.command}: interrupted", file=sys.stderr)
+        return 130

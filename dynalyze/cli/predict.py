@@ -1,0 +1,90 @@
+"""``dynalyze predict``: the stage table of a model on a data set, before any training."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from typing import TYPE_CHECKING, Any
+
+from dynalyze.cli import _arguments
+
+if TYPE_CHECKING:
+    from dynalyze.stages.prediction import StagePrediction
+
+
+def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Declare the subcommand."""
+    parser = subparsers.add_parser(
+        "predict",
+        help="predict the stages from the data alone",
+        description="Predict which products gradient flow from a vanishing initialization "
+        "learns, in which order, when, and at which losses it rests in between.",
+    )
+    _arguments.add_problem(parser)
+    _arguments.add_initialization(parser, required=False)
+    budget = parser.add_argument_group("budget")
+    budget.add_argument("--max-stages", type=int, metavar="K", help="stop after K stages")
+    budget.add_argument(
+        "--max-seconds",
+        type=float,
+        default=float("inf"),
+        metavar="S",
+        help="stop at the end of the first stage after S seconds",
+    )
+    _arguments.add_output(parser, "prediction")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of the table")
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Predict, print, and write what was asked for."""
+    from dynalyze.stages import Status, predict_stages
+
+    problem = _arguments.load_problem(arguments)
+    prediction = predict_stages(
+        problem.model,
+        problem.data,
+        loss=arguments.loss,
+        init=_arguments.load_initialization(arguments, problem.model.n_products),
+        max_stages=arguments.max_stages,
+        max_seconds=arguments.max_seconds,
+        progress=_arguments.show_progress(arguments),
+    )
+    if arguments.out:
+        prediction.save(arguments.out)
+    print(json.dumps(_as_json(prediction), indent=2) if arguments.json else prediction.summary())
+    if arguments.plot:
+        _arguments.use_headless_backend()
+        _arguments.write_figure(prediction.plot(), arguments.plot)
+    return 0 if prediction.status is Status.CONVERGED else 3
+
+
+def _as_json(prediction: StagePrediction) -> dict[str, Any]:
+    jumps = [None] * prediction.n_stages
+    if prediction.finite is not None:
+        jumps = [None if math.isnan(t) else t for t in prediction.jump_times().tolist()]
+    stages = [
+        {
+            "stage": k + 1,
+            "time": float(prediction.times[k]),
+            "coordinate": int(prediction.coordinates[k]),
+            "product": prediction.name(int(prediction.coordinates[k])),
+            "sign": int(prediction.signs[k]),
+            "theta": prediction.theta[k + 1].tolist(),
+            "b": prediction.b[k + 1].tolist(),
+            "loss": float(prediction.losses[k + 1]),
+            "left": [prediction.name(i) for i in prediction.left[k]],
+            "jump_time": jumps[k],
+        }
+        for k in range(prediction.n_stages)
+    ]
+    return {
+        "status": str(prediction.status),
+        "message": prediction.message,
+        "product_names": list(prediction.product_names),
+        "initial_loss": float(prediction.losses[0]),
+        "stages": stages,
+        "stats": vars(prediction.stats),
+        "configuration": prediction.configuration,
+    }

@@ -1,0 +1,160 @@
+"""Data to try the library on: scikit-learn's bundled sets, the paper's toy, and files."""
+
+import os
+import zipfile
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from dynalyze._typing import FloatArray
+from dynalyze.errors import InvalidInputError, MissingDependencyError
+from dynalyze.models.attention_head import AttentionHead
+
+# Products of the teacher behind the paper's Figures 2 and 6–8, coordinates 40 to 49; the others
+# are 0. Read off the figures' vector paths (α = 1e-32; the last four of W_V W_O at α = 0.1).
+_TEACHER_W_K_W_Q = (-0.299, -0.284, 0.0, -0.049, -0.133, 0.747, 0.524, -0.926, 0.104, -0.656)
+_TEACHER_W_V_W_O = (0.856, -0.270, 0.809, 2.765, 1.974, -1.099, -0.11, 0.0, 0.055, -0.037)
+
+
+class Dataset(NamedTuple):
+    """Inputs and targets, with names of the features where there are any."""
+
+    X: FloatArray  # (n_samples, ...)
+    y: FloatArray  # (n_samples,) or the shape of X
+    feature_names: tuple[str, ...] = ()
+
+
+def diabetes() -> Dataset:
+    """Scikit-learn's diabetes data, features and target standardized.
+
+    Returns
+    -------
+    Dataset
+        X of shape (442, 10), y of shape (442,), each column of mean 0 and variance 1.
+    """
+    bunch = _sklearn_datasets().load_diabetes(scaled=False)
+    return Dataset(
+        _standardized(bunch.data), _standardized(bunch.target), tuple(bunch.feature_names)
+    )
+
+
+def digits() -> Dataset:
+    """Scikit-learn's digits as sequences: each row of pixels is a token, and predicts the next.
+
+    Every 8 × 8 image becomes 8 tokens of 8 pixels. The target is the image moved up by one row,
+    with a blank row below; both are centred and scaled by the mean and the standard deviation
+    of all pixels of the images.
+
+    Returns
+    -------
+    Dataset
+        X and y of shape (1797, 8, 8): samples, tokens, pixels.
+    """
+    images = _sklearn_datasets().load_digits().images
+    shifted = np.zeros_like(images)
+    shifted[:, :-1] = images[:, 1:]
+    mean, deviation = images.mean(), images.std()
+    return Dataset((images - mean) / deviation, (shifted - mean) / deviation)
+
+
+def toy_head(
+    *,
+    n_samples: int = 1000,
+    n_tokens: int = 10,
+    teacher: FloatArray | str = "sparse",
+    d_model: int = 50,
+    rng: np.random.Generator | int | None = None,
+) -> Dataset:
+    """Toy task of the paper: Gaussian sequences, labelled by an attention head.
+
+    Parameters
+    ----------
+    n_samples, n_tokens : int
+        Numbers of sequences, and of tokens in each.
+    teacher : {"sparse", "dense"} or ndarray, shape (2 d_model,)
+        Products [w_K ⊙ w_Q, w_V ⊙ w_O] of the teacher: those read off the paper's figures, of
+        which ten of each kind differ from 0 (d_model = 50); independent standard normal
+        ones; or given ones.
+    d_model : int
+        Width of a token.
+    rng : numpy.random.Generator or int, optional
+        Source of randomness, or its seed.
+
+    Returns
+    -------
+    Dataset
+        X and y of shape (n_samples, n_tokens, d_model).
+    """
+    generator = np.random.default_rng(rng)
+    X = generator.standard_normal((n_samples, n_tokens, d_model))
+    theta = _teacher(teacher, d_model, generator)
+    return Dataset(X, AttentionHead(d_model).predict(theta, X))
+
+
+def sparse_teacher() -> FloatArray:
+    """Products of the teacher of the paper's toy figures, shape (100,)."""
+    theta = np.zeros(100)
+    theta[40:50] = _TEACHER_W_K_W_Q
+    theta[90:100] = _TEACHER_W_V_W_O
+    return theta
+
+
+def load_npz(path: str | os.PathLike[str]) -> Dataset:
+    """Read arrays ``X`` and ``y`` from a NumPy ``.npz`` file.
+
+    Raises
+    ------
+    InvalidInputError
+        If the file is missing, is no npz archive, or lacks one of the two arrays.
+    """
+    if not Path(path).is_file():
+        raise InvalidInputError(f"{path}: no such file")
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            arrays = {name: archive[name] for name in archive.files}
+    except (ValueError, OSError, EOFError, AttributeError, zipfile.BadZipFile) as error:
+        raise InvalidInputError(
+            f"{path} cannot be read as an npz archive of plain arrays ({error}): write it with "
+            "numpy.savez(path, X=X, y=y)"
+        ) from error
+    for name in ("X", "y"):
+        if name not in arrays:
+            raise InvalidInputError(
+                f"{path} holds {', '.join(sorted(arrays)) or 'no arrays'}, and no array {name}: "
+                "write it with numpy.savez(path, X=X, y=y)"
+            )
+    return Dataset(arrays["X"], arrays["y"])
+
+
+def _teacher(teacher: FloatArray | str, d_model: int, rng: np.random.Generator) -> FloatArray:
+    if isinstance(teacher, str):
+        if teacher == "dense":
+            return rng.standard_normal(2 * d_model)
+        if teacher != "sparse":
+            raise InvalidInputError(
+                f"teacher={teacher!r} is not known: give 'sparse', 'dense' or an array of products"
+            )
+        theta = sparse_teacher()
+    else:
+        theta = np.asarray(teacher, dtype=float)
+    if theta.shape != (2 * d_model,):
+        raise InvalidInputError(
+            f"teacher has shape {theta.shape} for d_model={d_model}: it needs {2 * d_model} "
+            "products"
+        )
+    return theta
+
+
+def _standardized(columns: FloatArray) -> FloatArray:
+    return (columns - columns.mean(axis=0)) / columns.std(axis=0)
+
+
+def _sklearn_datasets() -> Any:
+    try:
+        from sklearn import datasets
+    except ImportError as error:
+        raise MissingDependencyError(
+            'this data set comes with scikit-learn: pip install "dynalyze[data]"'
+        ) from error
+    return datasets
