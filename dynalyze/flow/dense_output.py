@@ -1,0 +1,252 @@
+"""Dense output in one form for every integrator: piecewise Chebyshev interpolants of z(t).
+
+Each accepted step is sampled at Chebyshev–Lobatto nodes as soon as it is made, at the lowest
+of the degrees 1, 2, 4 and 8 that reproduces it, and in pieces where none does. What is kept is
+arrays only, so that it can be saved, and its roots can be found all at once.
+"""
+
+from dataclasses import dataclass
+from functools import cache, cached_property
+
+import numpy as np
+from numpy.polynomial import chebyshev
+
+from dynalyze._typing import ArrayLike, FloatArray, IntArray
+from dynalyze.errors import InvalidInputError
+from dynalyze.flow.stepper import Segment
+
+_DEGREES = (1, 2, 4, 8)
+_HIGHEST = _DEGREES[-1]
+_MOST_HALVINGS = 40
+_CHUNK = 4096  # times evaluated at once, which bounds the memory of one evaluation
+
+
+@cache
+def _nodes(degree: int) -> FloatArray:
+    """Chebyshev–Lobatto nodes on [−1, 1], ascending; shape (degree + 1,)."""
+    return np.asarray(-np.cos(np.pi * np.arange(degree + 1) / degree))
+
+
+def _lagrange(degree: int, x: FloatArray) -> FloatArray:
+    """Lagrange polynomials of the nodes at points x, barycentric; shape (len(x), degree + 1)."""
+    weights = np.where(np.arange(degree + 1) % 2, -1.0, 1.0)
+    weights[[0, -1]] /= 2
+    distance = x[:, None] - _nodes(degree)
+    hit = distance == 0
+    terms = weights / np.where(hit, 1.0, distance)
+    basis: FloatArray = terms / terms.sum(axis=1, keepdims=True)
+    on_node = hit.any(axis=1)
+    basis[on_node] = hit[on_node]
+    return basis
+
+
+@cache
+def _check(degree: int) -> FloatArray:
+    """Values of the interpolant of a degree at the nodes of twice the highest; (17, degree + 1)."""
+    return _lagrange(degree, _nodes(2 * _HIGHEST))
+
+
+@cache
+def _coefficients_of_values(degree: int) -> FloatArray:
+    """Matrix from values at the nodes to Chebyshev coefficients, (degree + 1, degree + 1)."""
+    return np.asarray(np.linalg.inv(chebyshev.chebvander(_nodes(degree), degree)), dtype=float)
+
+
+@dataclass(frozen=True, eq=False)
+class DenseOutput:
+    """Log coordinates z(t) as polynomials on consecutive intervals of flow time."""
+
+    breaks: FloatArray  # (m + 1,), flow times at which the pieces join
+    degrees: IntArray  # (m,), degree of each piece
+    node_values: FloatArray  # (Σ (degree + 1), p), z at the nodes of each piece in turn
+
+    @cached_property
+    def _offsets(self) -> IntArray:
+        return np.concatenate([[0], np.cumsum(self.degrees + 1)])
+
+    def __call__(self, t: ArrayLike) -> FloatArray:
+        """Log coordinates at flow times `t` of any shape; shape (*t.shape, p).
+
+        Raises
+        ------
+        InvalidInputError
+            If a time lies outside the intervals.
+        """
+        times = np.asarray(t, dtype=float)
+        first, last = self.breaks[0], self.breaks[-1]
+        slack = 1e-12 * (abs(first) + abs(last))
+        outside = ~((times >= first - slack) & (times <= last + slack))
+        if np.any(outside):
+            raise InvalidInputError(
+                f"t={times[outside].flat[0]} is outside the flow times {first} … {last} that the "
+                "trajectory covers: simulate further, or ask for a time within"
+            )
+        p = self.node_values.shape[1]
+        flat = np.clip(times.ravel(), first, last)
+        z = np.empty((flat.size, p))
+        for start in range(0, flat.size, _CHUNK):
+            z[start : start + _CHUNK] = self._evaluate(flat[start : start + _CHUNK])
+        return z.reshape((*times.shape, p))
+
+    def _evaluate(self, times: FloatArray) -> FloatArray:
+        if len(self.degrees) == 0:
+            return np.broadcast_to(self.node_values[0], (len(times), self.node_values.shape[1]))
+        pieces = np.searchsorted(self.breaks, times, side="right") - 1
+        pieces = np.clip(pieces, 0, len(self.degrees) - 1)
+        left, right = self.breaks[pieces], self.breaks[pieces + 1]
+        x = ((times - left) - (right - times)) / (right - left)
+        z = np.empty((len(times), self.node_values.shape[1]))
+        for degree in np.unique(self.degrees[pieces]):
+            mask = self.degrees[pieces] == degree
+            rows = self._offsets[pieces[mask]][:, None] + np.arange(degree + 1)
+            z[mask] = np.einsum("kn,knp->kp", _lagrange(degree, x[mask]), self.node_values[rows])
+        return z
+
+    def crossings(self, level: FloatArray) -> tuple[FloatArray, IntArray, IntArray]:
+        """Every crossing of |z_i| with a level, several within one piece included.
+
+        Parameters
+        ----------
+        level : ndarray, shape (p,)
+            Positive level of |z_i| for each coordinate.
+
+        Returns
+        -------
+        t : ndarray, shape (n,)
+            Flow times, ascending.
+        coordinate : ndarray of int, shape (n,)
+            Which coordinate crosses.
+        direction : ndarray of int, shape (n,)
+            +1 where |z_i| grows beyond the level, −1 where it falls below.
+        """
+        found: list[tuple[float, int, int]] = []
+        for degree in np.unique(self.degrees):
+            pieces = np.flatnonzero(self.degrees == degree)
+            rows = self._offsets[pieces][:, None] + np.arange(degree + 1)
+            values = self.node_values[rows]  # (pieces, degree + 1, p)
+            low, high = values.min(axis=1), values.max(axis=1)
+            # An interpolant leaves the range of its node values by (Λ − 1)/2 of that range at
+            # most, where the Lebesgue constant Λ of these nodes is below 2.
+            margin = (high - low) / 2 if degree > 1 else 0.0
+            low, high = low - margin, high + margin
+            near = ((low <= level) & (high >= level)) | ((low <= -level) & (high >= -level))
+            for row, i in np.argwhere(near):
+                piece = pieces[row]
+                left, right = self.breaks[piece], self.breaks[piece + 1]
+                for x, direction in _piece_crossings(values[row, :, i], level[i]):
+                    t = left + (right - left) * (x + 1) / 2
+                    found.append((t, int(i), direction))
+        found.sort()
+        return (
+            np.array([t for t, _, _ in found], dtype=float),
+            np.array([i for _, i, _ in found], dtype=np.int64),
+            np.array([sign for _, _, sign in found], dtype=np.int64),
+        )
+
+
+def _piece_crossings(values: FloatArray, level: float) -> list[tuple[float, int]]:
+    """Places x in [−1, 1] and directions at which |polynomial| crosses a level.
+
+    Whether the level is exceeded is asked at both ends, where neighbouring pieces agree to the
+    last bit, and between the roots. So a crossing at a joint is found once, and a root that
+    only touches the level not at all.
+    """
+    coefficients = _coefficients_of_values(len(values) - 1) @ values
+    size = np.max(np.abs(values)) + level
+    roots: list[float] = []
+    for target in (level, -level):
+        shifted = coefficients.copy()
+        shifted[0] -= target
+        all_roots = chebyshev.chebroots(chebyshev.chebtrim(shifted, 1e-15 * size))
+        real = np.abs(np.imag(all_roots)) < 1e-6
+        roots += list(np.real(all_roots[real]))
+    joints = [-1.0, *sorted(x for x in roots if -1 < x < 1), 1.0]
+    middles = (np.array(joints[1:]) + np.array(joints[:-1])) / 2
+    at_middles = np.abs(chebyshev.chebval(middles, coefficients))
+    above = np.abs(np.concatenate([values[:1], at_middles, values[-1:]])) >= level
+    return [
+        (x, 1 if after else -1)
+        for x, before, after in zip(joints, above[:-1], above[1:], strict=True)
+        if before != after
+    ]
+
+
+class DenseOutputBuilder:
+    """Collects accepted steps into a `DenseOutput`.
+
+    Parameters
+    ----------
+    t : float
+        Flow time of the start.
+    z : ndarray, shape (p,)
+        Log coordinates there.
+    tol : float
+        Largest error of the interpolants against the integrator's own dense output, absolute.
+    start : DenseOutput, optional
+        What came before, which is continued.
+    """
+
+    def __init__(
+        self, t: float, z: FloatArray, *, tol: float, start: DenseOutput | None = None
+    ) -> None:
+        self._start = start
+        self._tol = tol
+        self._first = self._last = z
+        self._breaks = [t]
+        self._degrees: list[int] = []
+        self._values: list[FloatArray] = []
+
+    def add(self, segment: Segment, t_end: float) -> FloatArray:
+        """Append a step up to flow time `t_end`, and return z there, shape (p,)."""
+        pending = [(self._breaks[-1], t_end, 0)]
+        while pending:
+            left, right, halvings = pending.pop()
+            times = _times(left, right, _HIGHEST)
+            # Every second node of twice the highest degree.
+            values = segment.z(times)
+            tol = max(self._tol, 1e-14 * float(np.max(np.abs(values))))
+            degree = self._lowest_degree(values, tol)
+            if degree == _HIGHEST and halvings < _MOST_HALVINGS:
+                between = segment.z(_times(left, right, 2 * _HIGHEST)[1::2])
+                error = np.max(np.abs(_check(_HIGHEST)[1::2] @ values - between))
+                middle = (left + right) / 2
+                # Not a number is a failure for `simulate` to report, not a reason to halve.
+                if error > tol and left < middle < right:
+                    pending += [(middle, right, halvings + 1), (left, middle, halvings + 1)]
+                    continue
+            kept = values[:: _HIGHEST // degree].copy()
+            # The dense output of multistep methods misses the step's start by a local error.
+            kept[0] = self._last
+            self._last = kept[-1]
+            self._breaks.append(right)
+            self._degrees.append(degree)
+            self._values.append(kept)
+        return self._last
+
+    @staticmethod
+    def _lowest_degree(values: FloatArray, tol: float) -> int:
+        for degree in _DEGREES[:-1]:
+            interpolated = _check(degree)[::2] @ values[:: _HIGHEST // degree]
+            if np.max(np.abs(interpolated - values)) <= tol:
+                return degree
+        return _HIGHEST
+
+    def build(self) -> DenseOutput:
+        """Return everything collected so far."""
+        breaks = np.array(self._breaks)
+        degrees = np.array(self._degrees, dtype=np.int64)
+        values = np.concatenate(self._values) if self._values else self._first[None]
+        if self._start is not None and len(self._start.degrees):
+            breaks = np.concatenate([self._start.breaks[:-1], breaks])
+            degrees = np.concatenate([self._start.degrees, degrees])
+            if self._values:
+                values = np.concatenate([self._start.node_values, values])
+            else:
+                values = self._start.node_values
+        return DenseOutput(breaks, degrees, values)
+
+
+def _times(left: float, right: float, degree: int) -> FloatArray:
+    times = left + (right - left) * (_nodes(degree) + 1) / 2
+    times[-1] = right
+    return times

@@ -1,0 +1,213 @@
+"""One run of the flow: an integrator's steps, the checks between them, and what is kept."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+import dynalyze
+from dynalyze._typing import FloatArray
+from dynalyze.errors import FlowError
+from dynalyze.flow.dense_output import DenseOutputBuilder
+from dynalyze.flow.initialization import Initialization
+from dynalyze.flow.stationarity import StationaryTest
+from dynalyze.flow.stepper import Stepper
+from dynalyze.flow.trajectory import Trajectory
+from dynalyze.models.counted import CountedObjective
+from dynalyze.models.protocol import Objective
+
+METHODS = ("CVODE", "LSODA", "BDF", "Radau")
+
+_CONTINUE = "continue from here by simulate(..., start=trajectory)"
+_LARGEST_THETA = 1e15  # beyond, the flow has no limit that anybody asked for
+_LOSS_EVERY = 64  # steps between checks that the loss does not rise
+_REST_EVERY = 8  # steps between tests for rest, each of which may cost an evaluation
+_DENSE_TOL = 1e-2  # tolerance of the dense output's form, in units of the integrator's
+
+
+@dataclass(frozen=True)
+class FlowState:
+    """Where a running simulation is, as its callback sees it."""
+
+    t: float  # flow time
+    t_rescaled: float  # t / log(1/α)
+    z: FloatArray  # (p,), log coordinates
+    theta: FloatArray  # (p,), products
+    n_steps: int  # accepted steps of this run
+    nfev: int  # evaluations of the loss or the field in this run
+
+
+class Run:
+    """One call of `simulate`: steps, checks between them, and what is kept."""
+
+    def __init__(
+        self,
+        objective: Objective,
+        init: Initialization,
+        start: Trajectory | None,
+        *,
+        t_bound: float | None,
+        method: str,
+        tol: float,
+        stationary_tol: float,
+        max_steps: int,
+        max_seconds: float | None,
+        callback: Callable[[FlowState], Any] | None,
+    ) -> None:
+        self.init = init
+        self.start = start
+        self.t_bound = t_bound
+        self.method = method
+        self.tol = tol
+        self.max_steps = max_steps
+        self.max_seconds = max_seconds
+        self.callback = callback
+        self.objective = objective
+        self.counted = CountedObjective(objective)
+        self.stationary = StationaryTest(self.counted, init.coordinates, stationary_tol)
+        self.t = [float(start.t[-1]) if start else 0.0]
+        self.z = [start.z[-1] if start else init.z0]
+        self.builder = DenseOutputBuilder(
+            self.t[0], self.z[0], tol=_DENSE_TOL * tol, start=start.dense if start else None
+        )
+        self.loss: float | None = None
+        self.loss_scale = 1.0
+
+    def follow(self, bar: Any) -> tuple[str, str]:
+        """Step until something ends the run; returns status and message."""
+        try:
+            stepper = make_stepper(
+                self.method,
+                self.counted,
+                self.init,
+                self.z[0],
+                t=self.t[0],
+                t_bound=np.inf if self.t_bound is None else self.t_bound,
+                tol=self.tol,
+            )
+            return self._steps(stepper, bar)
+        except FlowError as error:
+            return "failed", str(error)
+        except KeyboardInterrupt:
+            return "interrupted", f"interrupted at flow time {self.t[-1]:.6g}; {_CONTINUE}"
+
+    def _steps(self, stepper: Stepper, bar: Any) -> tuple[str, str]:
+        begun = time.monotonic()
+        self._check_loss()
+        for n_steps in range(1, self.max_steps + 1):
+            ask = self.t_bound is None and n_steps % _REST_EVERY == 1
+            if ask and (ended := self.stationary(self.z[-1], stepper.field)):
+                self._check_loss()
+                return ended
+            segment = stepper.step()
+            t = segment.t_end if self.t_bound is None else min(segment.t_end, self.t_bound)
+            z = self.builder.add(segment, t)
+            self.t.append(t)
+            self.z.append(z)
+            bar.update(t / self.init.log_inverse_alpha - bar.n)
+            theta = self.init.coordinates.theta(z)
+            if ended := self._diverged(theta):
+                return ended
+            if n_steps % _LOSS_EVERY == 0:
+                self._check_loss()
+            if self.callback is not None and self.callback(self._state(theta)) is True:
+                return "callback", f"stopped by the callback at flow time {t:.6g}; {_CONTINUE}"
+            if t == self.t_bound:
+                self._check_loss()
+                return "finished", f"reached flow time {t:.6g}"
+            if self.max_seconds is not None and time.monotonic() - begun > self.max_seconds:
+                return "max_seconds", (
+                    f"max_seconds={self.max_seconds} passed at flow time {t:.6g}; {_CONTINUE}"
+                )
+        return "max_steps", (
+            f"max_steps={self.max_steps} were made up to flow time {self.t[-1]:.6g}: try a larger "
+            f"max_steps or tol. {self.stationary.hint()}{_CONTINUE}"
+        )
+
+    def _diverged(self, theta: FloatArray) -> tuple[str, str] | None:
+        i = int(np.argmax(np.abs(theta)))
+        if np.abs(theta[i]) < _LARGEST_THETA:
+            return None
+        return "diverged", (
+            f"{self.objective.product_names[i]} has passed {_LARGEST_THETA:.0e} at flow time "
+            f"{self.t[-1]:.6g}: the loss has no minimum in its direction. Check the loss, or end "
+            "before by until="
+        )
+
+    def _check_loss(self) -> None:
+        before, self.loss = self.loss, self.counted.value(self.init.coordinates.theta(self.z[-1]))
+        if not np.isfinite(self.loss):
+            raise FlowError(
+                f"the loss is {self.loss} at flow time {self.t[-1]:.6g}: check the model and data"
+            )
+        # What errors of the size of tol in log|θ| can do to a loss, generously.
+        if before is None:
+            self.loss_scale = abs(self.loss) or 1.0
+        elif self.loss > before + 1e3 * self.tol * self.loss_scale:
+            raise FlowError(
+                f"the loss rose from {before:.6g} to {self.loss:.6g} by flow time "
+                f"{self.t[-1]:.6g}, which gradient flow never does: decrease tol, or check that "
+                "the model's field is minus the derivative of its loss"
+            )
+
+    def _state(self, theta: FloatArray) -> FlowState:
+        t = self.t[-1]
+        return FlowState(
+            t=t,
+            t_rescaled=t / self.init.log_inverse_alpha,
+            z=self.z[-1],
+            theta=theta,
+            n_steps=len(self.t) - 1,
+            nfev=self.counted.nfev,
+        )
+
+    def trajectory(self, status: str, message: str, *, loss: str) -> Trajectory:
+        """Collect the result, the part before `start` included."""
+        before = self.start
+        t, z = np.array(self.t), np.array(self.z)
+        if before is not None:
+            t, z = np.concatenate([before.t, t[1:]]), np.concatenate([before.z, z[1:]])
+        return Trajectory(
+            t=t,
+            z=z,
+            dense=self.builder.build(),
+            init=self.init,
+            product_names=tuple(self.objective.product_names),
+            nfev=self.counted.nfev + (before.nfev if before else 0),
+            nhev=self.counted.nhev + (before.nhev if before else 0),
+            nhcol=self.counted.nhcol + (before.nhcol if before else 0),
+            status=status,
+            message=message,
+            configuration={
+                "method": self.method,
+                "tol": self.tol,
+                "loss": loss,
+                "objective": type(self.objective).__name__,
+                "dynalyze_version": dynalyze.__version__,
+            },
+            objective=self.objective,
+        )
+
+
+def make_stepper(
+    method: str,
+    objective: Objective,
+    init: Initialization,
+    z: FloatArray,
+    *,
+    t: float,
+    t_bound: float,
+    tol: float,
+) -> Stepper:
+    """Integrator of a name in `METHODS`, at log coordinates z and flow time t."""
+    if method == "CVODE":
+        from dynalyze.flow.cvode import CvodeStepper
+
+        return CvodeStepper(objective, init.coordinates, z, t=t, t_bound=t_bound, tol=tol)
+    from dynalyze.flow.scipy_steppers import ScipyStepper
+
+    return ScipyStepper(
+        objective, init.coordinates, z, t=t, t_bound=t_bound, method=method, tol=tol
+    )

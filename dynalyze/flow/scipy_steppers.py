@@ -1,0 +1,115 @@
+"""SciPy's stiff solvers as steppers: the references that other methods are held against."""
+
+import warnings
+from typing import Any
+
+import numpy as np
+from scipy import integrate
+
+from dynalyze._typing import FloatArray
+from dynalyze.errors import FlowError
+from dynalyze.flow.coordinates import Chart
+from dynalyze.flow.guarded import GuardedFlow
+from dynalyze.flow.stepper import Segment
+from dynalyze.models.protocol import Objective
+
+_SOLVERS = {"LSODA": integrate.LSODA, "BDF": integrate.BDF, "Radau": integrate.Radau}
+# Errors of z are errors of log|w|: absolute ones are what counts, whatever the size of log(1/α).
+_RTOL = 1e-13
+
+
+class _ScipySegment:
+    """One step of a SciPy solver."""
+
+    def __init__(self, dense: integrate.DenseOutput) -> None:
+        self.t_start = float(dense.t_old)
+        self.t_end = float(dense.t)
+        self._dense = dense
+
+    def z(self, t: float | FloatArray) -> FloatArray:
+        """Log coordinates within the step."""
+        return np.asarray(self._dense(t)).T
+
+
+class ScipyStepper:
+    """LSODA, BDF or Radau of `scipy.integrate` on the guarded flow, with its exact Jacobian.
+
+    Parameters
+    ----------
+    objective : Objective
+        The loss.
+    chart : Chart
+        The products θ(z).
+    z : ndarray, shape (p,)
+        Log coordinates at the start.
+    t : float, optional
+        Flow time of the start.
+    t_bound : float, optional
+        Flow time not to step beyond.
+    method : {"LSODA", "BDF", "Radau"}
+        Which solver.
+    tol : float
+        Absolute tolerance of z for each step.
+    """
+
+    def __init__(
+        self,
+        objective: Objective,
+        chart: Chart,
+        z: FloatArray,
+        *,
+        t: float = 0.0,
+        t_bound: float = np.inf,
+        method: str,
+        tol: float,
+    ) -> None:
+        flow = GuardedFlow(objective, chart)
+        self._flow = flow
+        self._method = method
+        self._accepted = np.array(z)
+        self._field: FloatArray | None = None
+        self._solver: Any = _SOLVERS[method](
+            lambda _, z: flow.rate(z),
+            t,
+            z,
+            t_bound,
+            rtol=_RTOL,
+            atol=tol,
+            jac=lambda _, __: flow.jacobian(self._accepted),
+        )
+        if method != "LSODA":
+            # SciPy ties the Newton tolerance to rtol alone, which here says nothing.
+            self._solver.newton_tol = min(0.03, tol**0.5)
+
+    @property
+    def t(self) -> float:
+        """Flow time reached."""
+        return float(self._solver.t)
+
+    @property
+    def z(self) -> FloatArray:
+        """Log coordinates reached, shape (p,)."""
+        return self._accepted
+
+    @property
+    def field(self) -> FloatArray:
+        """g at the point reached, shape (p,); costs an evaluation when first asked for."""
+        if self._field is None:
+            self._field = self._flow.rate(self.z)
+        return self._field
+
+    def step(self) -> Segment:
+        """Make one accepted step and return it; FlowError if there is none to be made."""
+        t_before = self.t
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            message = self._solver.step()
+        if self._solver.status == "failed" or not self.t > t_before:
+            reasons = "; ".join([str(message)] * bool(message) + [str(w.message) for w in caught])
+            raise FlowError(
+                f"{self._method} cannot continue from t = {t_before}"
+                f"{': ' + reasons if reasons else ''}. Try a larger tol, or another method"
+            )
+        self._accepted = np.array(self._solver.y)
+        self._field = None
+        return _ScipySegment(self._solver.dense_output())

@@ -1,0 +1,180 @@
+"""Gradient flow from a small initialization, at any scale α: `simulate`."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from tqdm.auto import tqdm
+
+from dynalyze._typing import ArrayLike, Data
+from dynalyze.errors import InvalidInputError
+from dynalyze.flow.driver import METHODS, FlowState, Run
+from dynalyze.flow.initialization import Initialization
+from dynalyze.flow.trajectory import Trajectory
+from dynalyze.models.binding import bound_objective
+from dynalyze.models.protocol import Model, Objective
+
+
+def simulate(
+    model: Model | Objective,
+    data: Data = None,
+    init: Initialization | None = None,
+    *,
+    until: float | None = None,
+    until_rescaled: float | None = None,
+    loss: str = "squared",
+    sample_weight: ArrayLike | None = None,
+    method: str = "auto",
+    tol: float = 1e-6,
+    stationary_tol: float = 1e-8,
+    start: Trajectory | None = None,
+    max_steps: int = 100_000,
+    max_seconds: float | None = None,
+    callback: Callable[[FlowState], Any] | None = None,
+    progress: bool = False,
+) -> Trajectory:
+    """Follow the gradient flow (4) of arXiv 2306.07042 in log coordinates.
+
+    The flow of the products is dz/dt = g(θ(z)), exact for every α: the conservation law (5)
+    holds by construction, and α = 1e-1000 is as representable as 1e-4.
+
+    Parameters
+    ----------
+    model : Model or Objective
+        What is trained; an `Objective`, which has its data, goes with ``data=None``.
+    data : pair of arrays (X, y), optional
+        Inputs and targets.
+    init : Initialization
+        Initial weights; not needed with `start`.
+    until : float, optional
+        Flow time at which to end. Without `until` and `until_rescaled` the flow is followed
+        until nothing outside the support grows any more.
+    until_rescaled : float, optional
+        The same in rescaled time, t / log(1/α) with the natural logarithm.
+    loss, sample_weight
+        As in `Model.bind`; flow time depends on the loss.
+    method : {"auto", "CVODE", "LSODA", "BDF", "Radau"}
+        Integrator.
+    tol : float, optional
+        Absolute error of z = log|w| that one step may make. The error of a crossing time is
+        this over the coordinate's |g|, times what the steps accumulate.
+    stationary_tol : float, optional
+        Without an end time: largest |g|, in units of the largest seen, that counts as zero.
+    start : Trajectory, optional
+        Continue this trajectory; the result holds both parts. The model must be the same.
+    max_steps : int, optional
+        Accepted steps that this call may make.
+    max_seconds : float, optional
+        Wall-clock time that this call may take.
+    callback : callable, optional
+        Called with a `FlowState` after each step; stops the run by returning True.
+    progress : bool, optional
+        Show a progress bar over rescaled time.
+
+    Returns
+    -------
+    Trajectory
+        Its `status` and `message` say how the run ended. Running out of a budget, Ctrl-C, a
+        field that is not a number and a flow without limit all leave the steps so far.
+
+    Raises
+    ------
+    InvalidInputError
+        If an argument cannot be used.
+    MissingDependencyError
+        If the method needs a package that is not installed.
+    """
+    objective = bound_objective(model, data, loss=loss, sample_weight=sample_weight)
+    init = _initialization(objective, init, start)
+    t_bound = _end_time(init, until, until_rescaled, start)
+    _check_budgets(tol, stationary_tol, max_steps, max_seconds)
+    if method not in ("auto", *METHODS):
+        raise InvalidInputError(
+            f"method={method!r} is not known: choose one of {', '.join(map(repr, METHODS))}, "
+            'or "auto"'
+        )
+    run = Run(
+        objective,
+        init,
+        start,
+        t_bound=t_bound,
+        method="LSODA" if method == "auto" else method,
+        tol=tol,
+        stationary_tol=stationary_tol,
+        max_steps=max_steps,
+        max_seconds=max_seconds,
+        callback=callback,
+    )
+    with tqdm(
+        total=None if t_bound is None else t_bound / init.log_inverse_alpha,
+        disable=not progress,
+        unit="log(1/α)",
+    ) as bar:
+        status, message = run.follow(bar)
+    return run.trajectory(status, message, loss=loss)
+
+
+def _initialization(
+    objective: Objective, init: Initialization | None, start: Trajectory | None
+) -> Initialization:
+    """Initialization that was given or comes with `start`, checked against the model."""
+    if start is not None:
+        if init is not None and init is not start.init:
+            raise InvalidInputError(
+                "init and start were both given: a trajectory is continued with the "
+                "initialization it began from; leave init out"
+            )
+        init = start.init
+    if init is None:
+        raise InvalidInputError(
+            "init=None: give the initial weights, such as "
+            f"Initialization.gaussian({objective.n_products}, log10_alpha=-8, rng=0), or start="
+        )
+    if init.n_products != objective.n_products:
+        raise InvalidInputError(
+            f"the initialization has {init.n_products} products and the model has "
+            f"{objective.n_products}: give u0 and v0 one entry for each product of the model"
+        )
+    return init
+
+
+def _end_time(
+    init: Initialization,
+    until: float | None,
+    until_rescaled: float | None,
+    start: Trajectory | None,
+) -> float | None:
+    """Flow time at which to end, None for never."""
+    if until is not None and until_rescaled is not None:
+        raise InvalidInputError(
+            f"until={until} and until_rescaled={until_rescaled} were both given: give the end "
+            "either in flow time or in rescaled time t / log(1/α)"
+        )
+    if until is None and until_rescaled is None:
+        return None
+    name, value = ("until", until) if until is not None else ("until_rescaled", until_rescaled)
+    unit = 1.0 if until is not None else init.log_inverse_alpha
+    begin = 0.0 if start is None else float(start.t[-1])
+    if value is None or not begin < value * unit < np.inf:
+        raise InvalidInputError(
+            f"{name}={value} must be finite and after the start, which is at {begin / unit:.6g}"
+        )
+    return value * unit
+
+
+def _check_budgets(
+    tol: float, stationary_tol: float, max_steps: int, max_seconds: float | None
+) -> None:
+    if not 1e-13 <= tol < 1:
+        raise InvalidInputError(
+            f"tol={tol} must be between 1e-13 and 1: it is an absolute error of z = log|w|"
+        )
+    if not 0 < stationary_tol < 1:
+        raise InvalidInputError(
+            f"stationary_tol={stationary_tol} must be between 0 and 1: it is a fraction of the "
+            "largest |g|"
+        )
+    if max_steps < 1:
+        raise InvalidInputError(f"max_steps={max_steps} must be at least 1")
+    if max_seconds is not None and not max_seconds > 0:
+        raise InvalidInputError(f"max_seconds={max_seconds} must be positive")

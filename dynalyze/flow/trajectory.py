@@ -1,0 +1,232 @@
+"""What `simulate` returns: the flow at its steps and between them, saved and loaded exactly."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from dynalyze._saved_files import read_saved, write_saved
+from dynalyze._typing import ArrayLike, FloatArray, IntArray
+from dynalyze.errors import InvalidInputError
+from dynalyze.flow.dense_output import DenseOutput
+from dynalyze.flow.initialization import Initialization
+from dynalyze.models.protocol import Objective
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+_KIND = "trajectory"
+
+
+@dataclass(frozen=True, eq=False)
+class Trajectory:
+    """Gradient flow of a network with product weights, from `dynalyze.simulate`.
+
+    Times are flow times t unless they are called rescaled: t / log(1/α), natural logarithm.
+
+    Notes
+    -----
+    `status` is one of ``"finished"`` (the time asked for was reached), ``"stationary"`` (nothing
+    will move any more), ``"max_steps"``, ``"max_seconds"``, ``"callback"``, ``"interrupted"``,
+    ``"no_limit"``, ``"diverged"`` and ``"failed"``; `message` says what to do about it. Whatever
+    the status, the steps made so far are here.
+    """
+
+    t: FloatArray  # (n_steps + 1,), flow time of the steps
+    z: FloatArray  # (n_steps + 1, p), log coordinates at the steps
+    dense: DenseOutput = field(repr=False)  # z between the steps
+    init: Initialization = field(repr=False)
+    product_names: tuple[str, ...] = field(repr=False)  # length p
+    nfev: int  # evaluations of the loss, of the field, or of both at once
+    nhev: int  # evaluations of Hessian columns
+    nhcol: int  # Hessian columns evaluated
+    status: str
+    message: str
+    configuration: dict[str, Any] = field(repr=False)  # method, tolerance, versions
+    objective: Objective | None = field(default=None, repr=False)
+    saved_losses: FloatArray | None = field(default=None, repr=False)  # (n_steps + 1,)
+
+    @property
+    def n_steps(self) -> int:
+        """Number of accepted steps."""
+        return len(self.t) - 1
+
+    @property
+    def success(self) -> bool:
+        """Whether the run came to the end that was asked for."""
+        return self.status in ("finished", "stationary")
+
+    @property
+    def t_rescaled(self) -> FloatArray:
+        """Rescaled time t / log(1/α) of the steps, shape (n_steps + 1,)."""
+        return self.t / self.init.log_inverse_alpha
+
+    @cached_property
+    def theta(self) -> FloatArray:
+        """Products θ at the steps, shape (n_steps + 1, p)."""
+        return self.init.coordinates.theta(self.z)
+
+    @cached_property
+    def losses(self) -> FloatArray:
+        """Loss at the steps, shape (n_steps + 1,); evaluated when first asked for."""
+        if self.saved_losses is not None:
+            return self.saved_losses
+        return np.array([self._objective().value(theta) for theta in self.theta])
+
+    def z_at(self, t: ArrayLike) -> FloatArray:
+        """Log coordinates at flow times `t`, shape (*t.shape, p)."""
+        return self.dense(t)
+
+    def theta_at(self, t: ArrayLike) -> FloatArray:
+        """Products θ at flow times `t`, shape (*t.shape, p)."""
+        return self.init.coordinates.theta(self.dense(t))
+
+    def weights_at(self, t: ArrayLike) -> tuple[FloatArray, FloatArray]:
+        """Weights (u, v) at flow times `t`, each of shape (*t.shape, p)."""
+        return self.init.weights_at(self.dense(t))
+
+    def loss_at(self, t: ArrayLike) -> FloatArray:
+        """Loss at flow times `t`, evaluated there; shape of `t`.
+
+        Raises
+        ------
+        InvalidInputError
+            If the trajectory was loaded without its objective.
+        """
+        objective = self._objective()
+        theta = self.theta_at(t)
+        flat = theta.reshape(-1, theta.shape[-1])
+        return np.array([objective.value(row) for row in flat]).reshape(theta.shape[:-1])
+
+    def crossings(self, threshold: float) -> tuple[FloatArray, IntArray, IntArray]:
+        """Every time at which some |θ_i| crosses a threshold, located on the dense output.
+
+        Parameters
+        ----------
+        threshold : float
+            Positive value of |θ_i|.
+
+        Returns
+        -------
+        t : ndarray, shape (n,)
+            Flow times, ascending.
+        coordinate : ndarray of int, shape (n,)
+            Coordinates that cross.
+        direction : ndarray of int, shape (n,)
+            +1 where |θ_i| grows, −1 where it shrinks.
+        """
+        if not 0 < threshold < np.inf:
+            raise InvalidInputError(
+                f"threshold={threshold} must be positive and finite: it is a value of |θ|"
+            )
+        level = self.init.coordinates.z_of_theta(np.full(self.z.shape[1], float(threshold)))
+        return self.dense.crossings(level)
+
+    def plot(self, ax: "Sequence[Axes] | None" = None) -> "tuple[Axes, Axes]":
+        """Plot the loss and the products over rescaled time, as Figure 2 of arXiv 2306.07042.
+
+        Parameters
+        ----------
+        ax : pair of Axes, optional
+            Where to draw the loss and the products; by default a new figure.
+
+        Returns
+        -------
+        pair of Axes
+        """
+        if ax is None:
+            from matplotlib import pyplot as plt
+
+            ax = plt.subplots(1, 2, figsize=(10, 3.5), layout="constrained")[1]
+        loss_ax, theta_ax = ax
+        loss_ax.plot(self.t_rescaled, self.losses)
+        loss_ax.set_ylabel("loss")
+        # Steps are long where nothing is seen to move, and 400 times are not seen as corners.
+        t = np.union1d(self.t, np.linspace(self.t[0], self.t[-1], 400))
+        theta = self.theta_at(t)
+        ever_seen = np.max(np.abs(theta), axis=0) > 0.01 * np.max(np.abs(theta))
+        for i in np.flatnonzero(ever_seen):
+            theta_ax.plot(t / self.init.log_inverse_alpha, theta[:, i], label=self.product_names[i])
+        theta_ax.plot(t / self.init.log_inverse_alpha, theta[:, ~ever_seen], color="0.7", lw=0.5)
+        theta_ax.set_ylabel("product θ")
+        for one in (loss_ax, theta_ax):
+            one.set_xlabel("rescaled time t / log(1/α)")
+        return loss_ax, theta_ax
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write everything but the objective to a file, which `load` reads back exactly.
+
+        Parameters
+        ----------
+        path : str or path-like
+            File to write, used as it is; the customary suffix is ``.npz``.
+        """
+        arrays = {
+            "t": self.t,
+            "z": self.z,
+            "losses": self.losses,
+            "breaks": self.dense.breaks,
+            "degrees": self.dense.degrees,
+            "node_values": self.dense.node_values,
+            "u0": self.init.u0,
+            "v0": self.init.v0,
+        }
+        metadata = {
+            "log10_alpha": self.init.log10_alpha,
+            "product_names": list(self.product_names),
+            "nfev": self.nfev,
+            "nhev": self.nhev,
+            "nhcol": self.nhcol,
+            "status": self.status,
+            "message": self.message,
+            "configuration": self.configuration,
+        }
+        write_saved(path, _KIND, arrays, metadata)
+
+    @classmethod
+    def load(
+        cls, path: str | os.PathLike[str], *, objective: Objective | None = None
+    ) -> "Trajectory":
+        """Read a trajectory that `save` wrote.
+
+        Parameters
+        ----------
+        path : str or path-like
+            File to read.
+        objective : Objective, optional
+            The loss, as ``model.bind(data)`` gives it; only `loss_at` needs it.
+
+        Raises
+        ------
+        SavedFileError
+            If the file is truncated, or holds something else.
+        """
+        arrays, stamp = read_saved(path, _KIND)
+        metadata = stamp["metadata"]
+        return cls(
+            t=arrays["t"],
+            z=arrays["z"],
+            dense=DenseOutput(arrays["breaks"], arrays["degrees"], arrays["node_values"]),
+            init=Initialization(arrays["u0"], arrays["v0"], log10_alpha=metadata["log10_alpha"]),
+            product_names=tuple(metadata["product_names"]),
+            nfev=metadata["nfev"],
+            nhev=metadata["nhev"],
+            nhcol=metadata["nhcol"],
+            status=metadata["status"],
+            message=metadata["message"],
+            configuration=metadata["configuration"],
+            objective=objective,
+            saved_losses=arrays["losses"],
+        )
+
+    def _objective(self) -> Objective:
+        if self.objective is None:
+            raise InvalidInputError(
+                "the loss between the steps needs the objective, which a saved trajectory does "
+                "not hold: load it with Trajectory.load(path, objective=model.bind(data)), or use "
+                "`losses`, the loss at the steps"
+            )
+        return self.objective

@@ -1,0 +1,110 @@
+"""Small losses for the tests, known in closed form and without data."""
+
+import numpy as np
+
+from dynalyze.models.attention_head import AttentionHead
+
+
+class Quadratic:
+    """L(θ) = ½ (θ − a)ᵀ H (θ − a) times a factor."""
+
+    def __init__(self, a, hessian=None, factor=1.0):
+        self.a = np.atleast_1d(np.asarray(a, dtype=float))
+        self.hessian = factor * (np.eye(len(self.a)) if hessian is None else np.asarray(hessian))
+
+    @property
+    def n_products(self):
+        return len(self.a)
+
+    @property
+    def product_names(self):
+        return tuple(f"w[{i}]" for i in range(len(self.a)))
+
+    def value(self, theta):
+        return self.value_and_field(theta)[0]
+
+    def field(self, theta):
+        return self.value_and_field(theta)[1]
+
+    def value_and_field(self, theta):
+        field = self.hessian @ (self.a - theta)
+        return 0.5 * float(field @ (self.a - theta)), field
+
+    def hessian_columns(self, theta, indices):
+        return self.hessian[:, indices]
+
+
+class Transformed:
+    """Another objective, its coordinates permuted and their signs flipped: θ_i = s_i θ'_{π_i}."""
+
+    def __init__(self, objective, order, signs):
+        self.objective, self.order, self.signs = objective, order, signs
+
+    @property
+    def n_products(self):
+        return self.objective.n_products
+
+    @property
+    def product_names(self):
+        return tuple(self.objective.product_names[i] for i in self.order)
+
+    def _inner(self, theta):
+        inner = np.empty_like(theta)
+        inner[self.order] = self.signs * theta
+        return inner
+
+    def value(self, theta):
+        return self.objective.value(self._inner(theta))
+
+    def field(self, theta):
+        return self.signs * self.objective.field(self._inner(theta))[self.order]
+
+    def value_and_field(self, theta):
+        return self.value(theta), self.field(theta)
+
+    def hessian_columns(self, theta, indices):
+        columns = self.objective.hessian_columns(self._inner(theta), self.order[indices])
+        return self.signs[:, None] * columns[self.order] * self.signs[indices]
+
+
+class Exponential(Quadratic):
+    """L(θ) = Σ e^{−θ_i}, which falls for ever, as cross-entropy on separable data."""
+
+    def __init__(self, n_products=1):
+        super().__init__(np.zeros(n_products))
+
+    def value_and_field(self, theta):
+        return float(np.sum(np.exp(-theta))), np.exp(-theta)
+
+    def hessian_columns(self, theta, indices):
+        return np.diag(np.exp(-theta))[:, indices]
+
+
+class Failing(Quadratic):
+    """A quadratic that misbehaves from a size of θ on, as `failure` says."""
+
+    def __init__(self, a, failure, size=0.5):
+        super().__init__(a)
+        self.failure, self.size = failure, size
+
+    def value_and_field(self, theta):
+        value, field = super().value_and_field(theta)
+        if np.max(np.abs(theta)) < self.size:
+            return value, field
+        if self.failure == "nan":
+            return np.nan, np.full_like(field, np.nan)
+        if self.failure == "interrupt":
+            raise KeyboardInterrupt
+        if self.failure == "wrong sign":
+            return value, -field
+        assert self.failure == "unbounded"
+        return -float(np.sum(theta)), np.ones_like(field)
+
+
+def small_head(seed=0, d=4, samples=60, tokens=4, noise=0.0):
+    """Return an attention head with a random teacher, bound to its data."""
+    rng = np.random.default_rng(seed)
+    head = AttentionHead(d, threads=1)
+    X = rng.standard_normal((samples, tokens, d))
+    y = head.predict(rng.standard_normal(2 * d), X)
+    return head.bind((X, y + noise * rng.standard_normal(y.shape)))
