@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from dynalyze import datasets, models
     from dynalyze.errors import DynalyzeError, DynalyzeWarning
     from dynalyze.flow.initialization import Initialization
+    from dynalyze.flow.simulate import simulate
+    from dynalyze.flow.trajectory import Trajectory
     from dynalyze.stages.predict import predict_stages
     from dynalyze.stages.prediction import StagePrediction
 
@@ -20,7 +22,9 @@ _HOMES = {
     "DynalyzeWarning": "errors",
     "Initialization": "flow.initialization",
     "StagePrediction": "stages.prediction",
+    "Trajectory": "flow.trajectory",
     "predict_stages": "stages.predict",
+    "simulate": "flow.simulate",
 }
 _SUBPACKAGES = ("datasets", "models")
 
@@ -29,10 +33,12 @@ __all__ = [
     "DynalyzeWarning",
     "Initialization",
     "StagePrediction",
+    "Trajectory",
     "__version__",
     "datasets",
     "models",
     "predict_stages",
+    "simulate",
 ]
 
 

@@ -11,7 +11,7 @@ from dynalyze.errors import InvalidInputError
 from dynalyze.flow.driver import METHODS, FlowState, Run
 from dynalyze.flow.initialization import Initialization
 from dynalyze.flow.trajectory import Trajectory
-from dynalyze.models.binding import bound_objective
+from dynalyze.models.binding import bind
 from dynalyze.models.protocol import Model, Objective
 
 
@@ -84,7 +84,7 @@ def simulate(
     MissingDependencyError
         If the method needs a package that is not installed.
     """
-    objective = bound_objective(model, data, loss=loss, sample_weight=sample_weight)
+    objective = bind(model, data, loss=loss, sample_weight=sample_weight)
     init = _initialization(objective, init, start)
     t_bound = _end_time(init, until, until_rescaled, start)
     _check_budgets(tol, stationary_tol, max_steps, max_seconds)
