@@ -95,8 +95,6 @@ class Failing(Quadratic):
             return np.nan, np.full_like(field, np.nan)
         if self.failure == "interrupt":
             raise KeyboardInterrupt
-        if self.failure == "wrong sign":
-            return value, -field
         assert self.failure == "unbounded"
         return -float(np.sum(theta)), np.ones_like(field)
 

@@ -1,7 +1,6 @@
 """What `simulate` returns: the flow at its steps and between them, saved and loaded exactly."""
 
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -125,36 +124,11 @@ class Trajectory:
         level = self.init.coordinates.z_of_theta(np.full(self.z.shape[1], float(threshold)))
         return self.dense.crossings(level)
 
-    def plot(self, ax: "Sequence[Axes] | None" = None) -> "tuple[Axes, Axes]":
-        """Plot the loss and the products over rescaled time, as Figure 2 of arXiv 2306.07042.
+    def plot(self, ax: "Axes | None" = None) -> "Axes":
+        """Loss over rescaled time, the products under it; see `plotting.plot_trajectory`."""
+        from dynalyze.plotting import plot_trajectory
 
-        Parameters
-        ----------
-        ax : pair of Axes, optional
-            Where to draw the loss and the products; by default a new figure.
-
-        Returns
-        -------
-        pair of Axes
-        """
-        if ax is None:
-            from matplotlib import pyplot as plt
-
-            ax = plt.subplots(1, 2, figsize=(10, 3.5), layout="constrained")[1]
-        loss_ax, theta_ax = ax
-        loss_ax.plot(self.t_rescaled, self.losses)
-        loss_ax.set_ylabel("loss")
-        # Steps are long where nothing is seen to move, and 400 times are not seen as corners.
-        t = np.union1d(self.t, np.linspace(self.t[0], self.t[-1], 400))
-        theta = self.theta_at(t)
-        ever_seen = np.max(np.abs(theta), axis=0) > 0.01 * np.max(np.abs(theta))
-        for i in np.flatnonzero(ever_seen):
-            theta_ax.plot(t / self.init.log_inverse_alpha, theta[:, i], label=self.product_names[i])
-        theta_ax.plot(t / self.init.log_inverse_alpha, theta[:, ~ever_seen], color="0.7", lw=0.5)
-        theta_ax.set_ylabel("product θ")
-        for one in (loss_ax, theta_ax):
-            one.set_xlabel("rescaled time t / log(1/α)")
-        return loss_ax, theta_ax
+        return plot_trajectory(self, ax=ax)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write everything but the objective to a file, which `load` reads back exactly.
