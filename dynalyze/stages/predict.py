@@ -11,12 +11,12 @@ from dynalyze._typing import ArrayLike, Data, FloatArray
 from dynalyze.errors import InvalidInputError
 from dynalyze.flow.coordinates import BalancedCoordinates
 from dynalyze.flow.initialization import Initialization
+from dynalyze.flow.scipy_steppers import ScipyStepper
 from dynalyze.flow.stepper import Stepper
 from dynalyze.models.binding import bind
 from dynalyze.models.counted import CountedObjective
 from dynalyze.models.data import as_positive_int
 from dynalyze.models.protocol import Model, Objective
-from dynalyze.stages._bdftmp import BdfTmp
 from dynalyze.stages.algorithm import Ending, Limits, Stage, Transitions, recurse
 from dynalyze.stages.clocks import FiniteScaleClock, LeadingOrderClock
 from dynalyze.stages.finite import FiniteScaleStages
@@ -24,6 +24,7 @@ from dynalyze.stages.prediction import StagePrediction, Stats
 from dynalyze.stages.stationary import StationaryPoint, at_origin
 from dynalyze.stages.transition import ONSET
 
+_ORBIT_TOLERANCE = 1e-5  # error of log coordinates for each step along an orbit
 _STATIONARY = 1e-10  # |g| on the support at a limit point, relative to max|g(0)|
 
 
@@ -187,7 +188,7 @@ def _collect(
 
 
 def _stepper(objective: Objective, chart: BalancedCoordinates, z0: FloatArray) -> Stepper:
-    return BdfTmp(objective, chart, z0)
+    return ScipyStepper(objective, chart, z0, method="BDF", tol=_ORBIT_TOLERANCE)
 
 
 def _check_options(
