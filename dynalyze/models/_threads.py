@@ -9,7 +9,6 @@ own part and the caller adds the parts in order.
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from itertools import count
 from threading import Lock
 
 _pools: dict[int, ThreadPoolExecutor] = {}
@@ -24,32 +23,32 @@ def available_threads() -> int:
         return os.cpu_count() or 1
 
 
-def run_chunks(task: Callable[[int, int], None], n_chunks: int, threads: int) -> None:
-    """Call ``task(chunk, worker)`` for every chunk; return when all are done.
+def run_chunks(compute: Callable[[int, int], None], n_chunks: int, threads: int) -> None:
+    """Call ``compute(first, last)`` on ranges that make up ``range(n_chunks)``; wait for all.
 
     Parameters
     ----------
-    task : callable
-        Takes the chunk's number and the worker's, 0 ≤ worker < threads; no two calls with
-        the same worker run at the same time, so each worker can own a workspace.
+    compute : callable
+        Computes the chunks ``first, …, last − 1``; called from several threads at a time.
     n_chunks, threads : int
-        Numbers of chunks and of threads, the calling one included.
+        Numbers of chunks and of threads, the calling one included. With one thread there is
+        one call for everything.
     """
     threads = min(threads, n_chunks)
     if threads <= 1:
-        for chunk in range(n_chunks):
-            task(chunk, 0)
+        compute(0, n_chunks)
         return
-    # next() on a count is atomic under the interpreter lock
-    chunks = count()
+    # A thread that is done early takes more; next() is atomic under the interpreter lock.
+    size = max(1, n_chunks // (4 * threads))
+    starts = iter(range(0, n_chunks, size))
 
-    def work(worker: int) -> None:
-        while (chunk := next(chunks)) < n_chunks:
-            task(chunk, worker)
+    def work() -> None:
+        for first in starts:
+            compute(first, min(first + size, n_chunks))
 
-    helpers = [_pool(threads - 1).submit(work, worker) for worker in range(1, threads)]
+    helpers = [_pool(threads - 1).submit(work) for _ in range(1, threads)]
     try:
-        work(0)
+        work()
     finally:
         for helper in helpers:
             helper.result()

@@ -1,15 +1,23 @@
 """One attention head with diagonal weights, the model of eq. (1) of arXiv 2306.07042."""
 
 from dataclasses import dataclass, field
-from itertools import pairwise
 
 import numpy as np
 
 from dynalyze._typing import ArrayLike, Data, FloatArray, IntArray
 from dynalyze.errors import InvalidInputError
-from dynalyze.models._attention_gradient import add_loss_and_gradient
-from dynalyze.models._attention_hessian import add_hessian_columns
+from dynalyze.models._attention_gradient import (
+    feature_tile,
+    gradient_workspace,
+    loss_and_gradient,
+    sample_lanes,
+)
+from dynalyze.models._attention_hessian import (
+    hessian_columns,
+    hessian_workspace,
+)
 from dynalyze.models._threads import available_threads, run_chunks
+from dynalyze.models._vector_math import LANES, aligned_zeros
 from dynalyze.models.data import (
     as_finite_array,
     as_pair,
@@ -20,9 +28,12 @@ from dynalyze.models.data import (
 )
 from dynalyze.models.losses import squared_loss_factor
 
-_CHUNKS = 32
+# Samples are summed in so many chunks at most, of so many blocks at least, whatever the number
+# of threads.
+_LARGEST_CHUNKS = 16
+_SMALLEST_CHUNK = 4
 # Below about this many floating-point operations a second thread costs more than it saves.
-_WORK_PER_THREAD = 2e7
+_WORK_PER_THREAD = 4e7
 
 
 @dataclass(frozen=True)
@@ -151,12 +162,16 @@ class AttentionHeadObjective:
         self, model: AttentionHead, X: FloatArray, y: FloatArray, weight: FloatArray
     ) -> None:
         self._model = model
-        self._X = X
-        self._y = y
-        self._weight = weight
-        bounds = np.linspace(0, len(X), min(_CHUNKS, len(X)) + 1).astype(int).tolist()
-        self._chunks = [slice(i, j) for i, j in pairwise(bounds)]
-        self._gradient_work = 8.0 * X.size * X.shape[1]
+        self._X = sample_lanes(X)
+        self._y = sample_lanes(y)
+        n_blocks, n_tokens = self._X.shape[:2]
+        self._weight = aligned_zeros(n_blocks * LANES).reshape(n_blocks, LANES)
+        self._weight.flat[: len(weight)] = weight
+        self._tile = feature_tile(model.d_model)
+        self._gradient_work = 8.0 * X.size * n_tokens
+        n_chunks = min(_LARGEST_CHUNKS, -(-n_blocks // _SMALLEST_CHUNK))
+        self._bounds = np.linspace(0, n_blocks, n_chunks + 1).astype(np.int64)
+        self._workspaces: list[FloatArray] = []
 
     @property
     def n_products(self) -> int:
@@ -178,46 +193,87 @@ class AttentionHeadObjective:
 
     def value_and_field(self, theta: FloatArray) -> tuple[float, FloatArray]:
         """Return L(θ) and g(θ), from one pass over the samples."""
-        products = as_products(theta, self.n_products)
-        parts = np.zeros((len(self._chunks), 1 + self.n_products))
+        d = self._model.d_model
+        n_tokens, width = self._X.shape[1:3]
+        products = self._padded_products(theta)
+        parts = np.empty((len(self._bounds) - 1, 1 + 2 * width))
 
-        def add(chunk: int, _worker: int) -> None:
-            samples = self._chunks[chunk]
-            add_loss_and_gradient(
-                self._X[samples], self._y[samples], self._weight[samples], products, parts[chunk]
+        def compute(first: int, last: int) -> None:
+            # Popping and appending are atomic: no two threads get the same memory.
+            workspace = (
+                self._workspaces.pop() if self._workspaces else gradient_workspace(n_tokens, d)
             )
+            loss_and_gradient(
+                self._X,
+                self._y,
+                self._weight,
+                products,
+                self._tile,
+                self._bounds,
+                first,
+                last,
+                workspace,
+                parts,
+            )
+            self._workspaces.append(workspace)
 
-        run_chunks(add, len(self._chunks), self._threads(self._gradient_work))
+        run_chunks(compute, len(parts), self._threads(self._gradient_work))
         total = parts.sum(axis=0)
-        return float(total[0]), 0.0 - total[1:]
+        slopes = total[1:].reshape(2, width)[:, :d].ravel()
+        # Subtracting from 0 makes the field of a zero slope 0, not −0.
+        return float(total[0]), 0.0 - slopes
 
     def hessian_columns(self, theta: FloatArray, indices: IntArray) -> FloatArray:
         """Columns ∂²L/∂θ∂θ_i for i in `indices`, exact; shape (2 d_model, len(indices))."""
-        products = as_products(theta, self.n_products)
+        products = self._padded_products(theta)
         columns = as_product_indices(indices, self.n_products)
         d = self._model.d_model
         in_p = columns < d
-        p_columns, q_columns = columns[in_p], columns[~in_p] - d
-        parts = np.zeros((len(self._chunks), self.n_products, len(columns)))
+        # All columns in p hold those in q too, which are then had for nothing.
+        everything = len(columns) > d
+        p_columns = np.arange(d) if everything else columns[in_p]
+        q_columns = columns[:0] if everything else columns[~in_p] - d
+        n_p, n_q = len(p_columns), len(q_columns)
+        n_tokens, width = self._X.shape[1:3]
+        parts = np.empty((len(self._bounds) - 1, 2 * n_p + n_q + 1, width))
 
-        def add(chunk: int, _worker: int) -> None:
-            samples = self._chunks[chunk]
-            add_hessian_columns(
-                self._X[samples],
-                self._y[samples],
-                self._weight[samples],
+        def compute(first: int, last: int) -> None:
+            hessian_columns(
+                self._X,
+                self._y,
+                self._weight,
                 products,
+                self._tile,
                 p_columns,
                 q_columns,
-                parts[chunk],
+                self._bounds,
+                first,
+                last,
+                hessian_workspace(n_tokens, width, n_p, n_q),
+                parts,
             )
 
-        run_chunks(add, len(self._chunks), self._threads(2.0 * self._gradient_work))
-        result = np.empty((self.n_products, len(columns)))
-        total = parts.sum(axis=0)
-        result[:, in_p] = total[:, : len(p_columns)]
-        result[:, ~in_p] = total[:, len(p_columns) :]
+        work = self._gradient_work * (1.0 + 0.75 * n_p + 0.2 * n_q)
+        run_chunks(compute, len(parts), self._threads(work))
+        total = parts.sum(axis=0)[:, :d].T
+        in_both, mixed, diagonal = total[:, : 2 * n_p], total[:, 2 * n_p : -1], total[:, -1]
+        if everything:
+            p_block, mixed = in_both[:, 0::2], in_both[:, 1::2].T
+            hessian = np.block([[p_block, mixed], [mixed.T, np.diag(diagonal)]])
+            return hessian[:, columns]
+        result = np.zeros((2 * d, len(columns)))
+        result[:d, in_p] = in_both[:, 0::2]
+        result[d:, in_p] = in_both[:, 1::2]
+        result[:d, ~in_p] = mixed
+        result[d + q_columns, np.flatnonzero(~in_p)] = diagonal[q_columns]
         return result
+
+    def _padded_products(self, theta: FloatArray) -> FloatArray:
+        d = self._model.d_model
+        products = np.zeros((3, self._X.shape[2]))
+        products[:2, :d] = as_products(theta, self.n_products).reshape(2, d)
+        np.square(products[1], out=products[2])
+        return products
 
     def _threads(self, work: float) -> int:
         if self._model.threads is not None:

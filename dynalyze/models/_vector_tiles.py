@@ -1,0 +1,329 @@
+"""Small matrix products whose entries are vectors, with all sums held in registers.
+
+BLAS is slow on matrices of ten rows, and loops over arrays do not keep a block of sums in
+registers; so the inner loops that nearly all the time goes into are emitted here as LLVM
+instructions. A tile is a few rows by a few columns of the result; a view is a triple (address,
+row stride, column stride) in bytes.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from llvmlite import ir
+from numba.core import types
+
+from dynalyze.models._vector_math import (
+    INT,
+    VECTOR,
+    WIDE,
+    emit_constant,
+    emit_fma,
+    emit_load,
+    emit_load_splat,
+    emit_store,
+    instruction,
+)
+
+# There are 32 vector registers with AVX-512 and 16 otherwise; operands need a few of them.
+TILE = 5 if WIDE else 3
+_SIZES = range(1, TILE + 1)
+# Features are padded to a whole number of tiles of one of these widths.
+FEATURE_TILES = (TILE - 1, TILE)
+
+_number = types.int64
+_view_type = types.UniTuple(_number, 3)
+
+
+def _integer(value: int) -> Any:
+    return ir.Constant(INT, value)
+
+
+def _view(builder: Any, value: Any) -> list[Any]:
+    return [builder.extract_value(value, i) for i in range(3)]
+
+
+def _move(builder: Any, where: Any, stride: Any, count: Any) -> Any:
+    """The address `count` strides on; `count` is an emitted value or a constant."""
+    if isinstance(count, int):
+        if count == 0:
+            return where
+        count = _integer(count)
+    return builder.add(where, builder.mul(stride, count))
+
+
+def _sum_over(
+    builder: Any,
+    count: Any,
+    start: Sequence[Any],
+    step: Callable[[Any, Sequence[Any]], Sequence[Any]],
+) -> Sequence[Any]:
+    """Emit ``for k in range(count): sums = step(k, sums)``; return the sums."""
+    before = builder.block
+    body = builder.function.append_basic_block("sum.body")
+    after = builder.function.append_basic_block("sum.after")
+    builder.cbranch(builder.icmp_signed(">", count, _integer(0)), body, after)
+    builder.position_at_end(body)
+    k = builder.phi(INT)
+    k.add_incoming(_integer(0), before)
+    sums = [builder.phi(VECTOR) for _ in start]
+    for phi, value in zip(sums, start, strict=True):
+        phi.add_incoming(value, before)
+    new = step(k, sums)
+    following = builder.add(k, _integer(1))
+    k.add_incoming(following, body)
+    for phi, value in zip(sums, new, strict=True):
+        phi.add_incoming(value, body)
+    builder.cbranch(builder.icmp_signed("<", following, count), body, after)
+    builder.position_at_end(after)
+    results = []
+    for value, initial in zip(new, start, strict=True):
+        phi = builder.phi(VECTOR)
+        phi.add_incoming(initial, before)
+        phi.add_incoming(value, body)
+        results.append(phi)
+    return results
+
+
+def _for_each_size(
+    builder: Any,
+    rows: Any,
+    columns: Any,
+    sizes: Sequence[tuple[int, int]],
+    emit: Callable[[int, int], None],
+) -> None:
+    """Emit a jump to ``emit(rows, columns)``, for the sizes listed."""
+    function = builder.function
+    impossible = function.append_basic_block("tile.impossible")
+    done = function.append_basic_block("tile.done")
+    code = builder.add(builder.mul(rows, _integer(16)), columns)
+    switch = builder.switch(code, impossible)
+    for n_rows, n_columns in sizes:
+        block = function.append_basic_block(f"tile.{n_rows}x{n_columns}")
+        switch.add_case(_integer(16 * n_rows + n_columns), block)
+        builder.position_at_end(block)
+        emit(n_rows, n_columns)
+        builder.branch(done)
+    builder.position_at_end(impossible)
+    builder.unreachable()
+    builder.position_at_end(done)
+
+
+_feature_sizes = [(r, c) for r in _SIZES for c in FEATURE_TILES]
+# Numbers of tokens are split into tiles as equal as can be, so no other pairs meet.
+_token_sizes = [
+    (r, c) for r in _SIZES for c in _SIZES if r == c or (r + c > TILE and abs(r - c) == 1)
+]
+
+
+def _gram(scaled: bool, triangle: bool) -> Any:
+    sizes = [(n, n) for n in _SIZES]
+    if not triangle:
+        sizes = sorted({*_token_sizes, *_feature_sizes})
+
+    def generate(context: Any, builder: Any, _sig: Any, args: Any) -> Any:
+        out, left, right = (_view(builder, value) for value in args[:3])
+        count, rows, columns = args[-3:]
+
+        def emit(n_rows: int, n_columns: int) -> None:
+            entries = [
+                (r, c) for r in range(n_rows) for c in range(n_columns) if c <= r or not triangle
+            ]
+
+            def step(k: Any, sums: Sequence[Any]) -> Sequence[Any]:
+                left_k = _move(builder, left[0], left[2], k)
+                right_k = _move(builder, right[0], right[2], k)
+                row = [
+                    emit_load(builder, _move(builder, left_k, left[1], r)) for r in range(n_rows)
+                ]
+                column = [
+                    emit_load(builder, _move(builder, right_k, right[1], c))
+                    for c in range(n_columns)
+                ]
+                if scaled:
+                    factor = emit_load_splat(builder, _move(builder, args[3], _integer(8), k))
+                    row = [builder.fmul(value, factor) for value in row]
+                return [
+                    emit_fma(builder, row[r], column[c], total)
+                    for (r, c), total in zip(entries, sums, strict=True)
+                ]
+
+            sums = _sum_over(builder, count, [emit_constant(0.0)] * len(entries), step)
+            for (r, c), value in zip(entries, sums, strict=True):
+                where = _move(builder, _move(builder, out[0], out[1], r), out[2], c)
+                emit_store(builder, where, value)
+
+        _for_each_size(builder, rows, columns, sizes, emit)
+        return context.get_dummy_value()
+
+    return generate
+
+
+@instruction
+def gram_tile(
+    _typing: Any, out: Any, left: Any, right: Any, count: Any, rows: Any, columns: Any
+) -> Any:
+    """out[r, c] = Σ_k left[r, k] right[c, k]; `out`, `left` and `right` are views."""
+    arguments = [_view_type] * 3 + [_number] * 3
+    return types.void(*arguments), _gram(scaled=False, triangle=False)
+
+
+@instruction
+def scaled_gram_tile(
+    _typing: Any, out: Any, left: Any, right: Any, scale: Any, count: Any, rows: Any, columns: Any
+) -> Any:
+    """out[r, c] = Σ_k left[r, k] scale[k] right[c, k]; `scale` is the address of numbers."""
+    arguments = [_view_type] * 3 + [_number] * 4
+    return types.void(*arguments), _gram(scaled=True, triangle=False)
+
+
+@instruction
+def scaled_gram_triangle(
+    _typing: Any, out: Any, left: Any, right: Any, scale: Any, count: Any, rows: Any, columns: Any
+) -> Any:
+    """The entries of `scaled_gram_tile` with c ≤ r alone; as many columns as rows."""
+    arguments = [_view_type] * 3 + [_number] * 4
+    return types.void(*arguments), _gram(scaled=True, triangle=True)
+
+
+@instruction
+def residual_tile(
+    _typing: Any,
+    out: Any,
+    target: Any,
+    weights: Any,
+    tokens: Any,
+    scale: Any,
+    gradient: Any,
+    loss: Any,
+    count: Any,
+    rows: Any,
+    columns: Any,
+) -> Any:
+    """Residual of the head's output, and what follows from it, without storing the output.
+
+    With M[a, i] = Σ_b weights[a, b] tokens[b, i] and r = scale[i] M − target: out = scale[i] r;
+    gradient[i] += Σ_a r M; loss += Σ_ai r². `out`, `target`, `weights` and `tokens` are views.
+    """
+
+    def generate(context: Any, builder: Any, _sig: Any, args: Any) -> Any:
+        out, target, weights, tokens = (_view(builder, value) for value in args[:4])
+        scale, gradient, loss, count, rows, columns = args[4:]
+
+        def emit(n_rows: int, n_columns: int) -> None:
+            def step(k: Any, sums: Sequence[Any]) -> Sequence[Any]:
+                weights_k = _move(builder, weights[0], weights[2], k)
+                tokens_k = _move(builder, tokens[0], tokens[1], k)
+                column = [
+                    emit_load(builder, _move(builder, tokens_k, tokens[2], c))
+                    for c in range(n_columns)
+                ]
+                new = []
+                for r in range(n_rows):
+                    row = emit_load(builder, _move(builder, weights_k, weights[1], r))
+                    new += [
+                        emit_fma(builder, row, column[c], sums[r * n_columns + c])
+                        for c in range(n_columns)
+                    ]
+                return new
+
+            means = _sum_over(builder, count, [emit_constant(0.0)] * (n_rows * n_columns), step)
+            total = emit_load(builder, loss)
+            for c in range(n_columns):
+                factor = emit_load_splat(builder, builder.add(scale, _integer(8 * c)))
+                place = builder.add(gradient, _integer(VECTOR.count * 8 * c))
+                slope = emit_load(builder, place)
+                for r in range(n_rows):
+                    mean = means[r * n_columns + c]
+                    wanted = _move(builder, _move(builder, target[0], target[1], r), target[2], c)
+                    minus = builder.fneg(emit_load(builder, wanted))
+                    residual = emit_fma(builder, factor, mean, minus)
+                    total = emit_fma(builder, residual, residual, total)
+                    slope = emit_fma(builder, residual, mean, slope)
+                    where = _move(builder, _move(builder, out[0], out[1], r), out[2], c)
+                    emit_store(builder, where, builder.fmul(factor, residual))
+                emit_store(builder, place, slope)
+            emit_store(builder, loss, total)
+
+        _for_each_size(builder, rows, columns, _feature_sizes, emit)
+        return context.get_dummy_value()
+
+    return types.void(*[_view_type] * 4, *[_number] * 6), generate
+
+
+def _contraction(triangle: bool) -> Any:
+    def generate(context: Any, builder: Any, _sig: Any, args: Any) -> Any:
+        out = args[0]
+        factors, weights, tokens = (_view(builder, value) for value in args[1:4])
+        first, count, rows, columns = args[4:]
+        weights_row = _move(builder, weights[0], weights[1], first)
+        factors_row = _move(builder, factors[0], factors[1], first)
+
+        def emit(n_rows: int, n_columns: int) -> None:
+            def add(b: Any, start: int, sums: Sequence[Any]) -> Sequence[Any]:
+                tokens_b = _move(builder, tokens[0], tokens[1], b)
+                weights_b = _move(builder, weights_row, weights[2], b)
+                column = [
+                    emit_load(builder, _move(builder, tokens_b, tokens[2], c))
+                    for c in range(n_columns)
+                ]
+                new = list(sums)
+                for r in range(start, n_rows):
+                    row = emit_load(builder, _move(builder, weights_b, weights[1], r))
+                    for c in range(n_columns):
+                        place = r * n_columns + c
+                        new[place] = emit_fma(builder, row, column[c], new[place])
+                return new
+
+            zeros = [emit_constant(0.0)] * (n_rows * n_columns)
+            sums = _sum_over(builder, count, zeros, lambda b, sums: add(b, 0, sums))
+            if triangle:
+                for r in range(n_rows):
+                    sums = add(builder.add(first, _integer(r)), r, sums)
+            for c in range(n_columns):
+                place = builder.add(out, _integer(VECTOR.count * 8 * c))
+                total = emit_load(builder, place)
+                for r in range(n_rows):
+                    factors_r = _move(builder, factors_row, factors[1], r)
+                    factor = emit_load(builder, _move(builder, factors_r, factors[2], c))
+                    total = emit_fma(builder, sums[r * n_columns + c], factor, total)
+                emit_store(builder, place, total)
+
+        _for_each_size(builder, rows, columns, _feature_sizes, emit)
+        return context.get_dummy_value()
+
+    return generate
+
+
+@instruction
+def contraction_tile(
+    _typing: Any,
+    out: Any,
+    factors: Any,
+    weights: Any,
+    tokens: Any,
+    first: Any,
+    count: Any,
+    rows: Any,
+    columns: Any,
+) -> Any:
+    """out[i] += Σ_a factors[a, i] Σ_{b < count} weights[a, b] tokens[b, i], a over one tile.
+
+    The tile's rows are a = ``first, …, first + rows − 1``; the views start at row 0.
+    """
+    return types.void(_number, *[_view_type] * 3, *[_number] * 4), _contraction(triangle=False)
+
+
+@instruction
+def contraction_triangle(
+    _typing: Any,
+    out: Any,
+    factors: Any,
+    weights: Any,
+    tokens: Any,
+    first: Any,
+    count: Any,
+    rows: Any,
+    columns: Any,
+) -> Any:
+    """The same with the sum over b ≤ a alone; `count` must be `first`."""
+    return types.void(_number, *[_view_type] * 3, *[_number] * 4), _contraction(triangle=True)
