@@ -231,19 +231,19 @@ class DenseOutputBuilder:
                 return degree
         return _HIGHEST
 
-    def build(self) -> DenseOutput:
-        """Return everything collected so far."""
-        breaks = np.array(self._breaks)
-        degrees = np.array(self._degrees, dtype=np.int64)
-        values = np.concatenate(self._values) if self._values else self._first[None]
+    def build(self, t_end: float) -> DenseOutput:
+        """Return the pieces up to flow time `t_end`, the end of a step."""
+        # An interrupt may have left a piece half added: values come last.
+        m = len(self._values)
+        breaks = np.array(self._breaks[: m + 1])
+        m = int(np.count_nonzero(breaks[1:] <= t_end))
+        breaks, degrees = breaks[: m + 1], np.array(self._degrees[:m], dtype=np.int64)
+        values = self._values[:m]
         if self._start is not None and len(self._start.degrees):
             breaks = np.concatenate([self._start.breaks[:-1], breaks])
             degrees = np.concatenate([self._start.degrees, degrees])
-            if self._values:
-                values = np.concatenate([self._start.node_values, values])
-            else:
-                values = self._start.node_values
-        return DenseOutput(breaks, degrees, values)
+            values = [self._start.node_values, *values]
+        return DenseOutput(breaks, degrees, np.concatenate(values or [self._first[None]]))
 
 
 def _times(left: float, right: float, degree: int) -> FloatArray:

@@ -112,7 +112,7 @@ class Run:
                 return ended
             if n_steps % _LOSS_EVERY == 0:
                 self._check_loss()
-            if self.callback is not None and self.callback(self._state(theta)) is True:
+            if self.callback is not None and self.callback(self._state(theta)):
                 return "callback", f"stopped by the callback at flow time {t:.6g}; {_CONTINUE}"
             if t == self.t_bound:
                 self._check_loss()
@@ -166,13 +166,15 @@ class Run:
     def trajectory(self, status: str, message: str, *, loss: str) -> Trajectory:
         """Collect the result, the part before `start` included."""
         before = self.start
-        t, z = np.array(self.t), np.array(self.z)
+        # Ctrl-C may come between the appends to two lists.
+        n = min(len(self.t), len(self.z))
+        t, z = np.array(self.t[:n]), np.array(self.z[:n])
         if before is not None:
             t, z = np.concatenate([before.t, t[1:]]), np.concatenate([before.z, z[1:]])
         return Trajectory(
             t=t,
             z=z,
-            dense=self.builder.build(),
+            dense=self.builder.build(t[-1]),
             init=self.init,
             product_names=tuple(self.objective.product_names),
             nfev=self.counted.nfev + (before.nfev if before else 0),

@@ -44,6 +44,8 @@ class GuardedFlow:
         FlowError
             If the field is not finite.
         """
+        if not np.all(np.isfinite(z)):
+            raise FlowError("the integrator produced log coordinates that are not numbers")
         theta = np.clip(self._chart.theta(z), -_LARGEST_THETA, _LARGEST_THETA)
         field = self._objective.field(theta)
         size = float(np.max(np.abs(field)))

@@ -101,15 +101,27 @@ class ScipyStepper:
     def step(self) -> Segment:
         """Make one accepted step and return it; FlowError if there is none to be made."""
         t_before = self.t
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
-            message = self._solver.step()
+        reason = self._attempt()
         if self._solver.status == "failed" or not self.t > t_before:
-            reasons = "; ".join([str(message)] * bool(message) + [str(w.message) for w in caught])
             raise FlowError(
-                f"{self._method} cannot continue from t = {t_before}"
-                f"{': ' + reasons if reasons else ''}. Try a larger tol, or another method"
+                f"{self._method} cannot continue from t = {t_before}{reason}: "
+                "try a larger tol, or another method"
             )
         self._accepted = np.array(self._solver.y)
         self._field = None
         return _ScipySegment(self._solver.dense_output())
+
+    def _attempt(self) -> str:
+        """Step, and return what the solver says about a failure."""
+        with warnings.catch_warnings(record=True) as caught:
+            # LSODA gives its reasons as warnings.
+            warnings.filterwarnings("always", message="lsoda")
+            reasons = [self._solver.step()]
+        for warning in caught:
+            if str(warning.message).startswith("lsoda"):
+                reasons.append(str(warning.message))
+            else:
+                warnings.warn_explicit(
+                    warning.message, warning.category, warning.filename, warning.lineno
+                )
+        return "".join(f" ({reason})" for reason in reasons if reason)

@@ -67,7 +67,7 @@ def simulate(
     max_seconds : float, optional
         Wall-clock time that this call may take.
     callback : callable, optional
-        Called with a `FlowState` after each step; stops the run by returning True.
+        Called with a `FlowState` after each step; stops the run by returning something true.
     progress : bool, optional
         Show a progress bar over rescaled time.
 

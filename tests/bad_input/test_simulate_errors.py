@@ -1,6 +1,7 @@
 """Arguments that cannot be used, and runs that end before their time."""
 
 import builtins
+import warnings
 
 import numpy as np
 import pytest
@@ -122,6 +123,35 @@ def test_exponential_tail_is_no_limit(method):
     assert trajectory.status == "no_limit"
     assert "no finite minimum within reach" in trajectory.message
     assert "until=" in trajectory.message
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_warnings_of_the_objective_reach_the_user(method):
+    class Chatty(Quadratic):
+        def field(self, theta):
+            warnings.warn("look here", RuntimeWarning, stacklevel=1)
+            return super().field(theta)
+
+    with pytest.warns(RuntimeWarning, match="look here"):
+        simulate(Chatty([1.0, -0.5]), init=INIT, until=1.0, method=method)
+
+
+@pytest.mark.parametrize("method", ["LSODA", "BDF", "Radau", "CVODE"])
+def test_vanishing_step_fails_with_the_next_action(method, capfd):
+    class Rough(Quadratic):
+        rng = np.random.default_rng(0)
+        calls = 0
+
+        def field(self, theta):
+            self.calls += 1
+            noise = 1e9 * self.rng.standard_normal(2) if self.calls > 40 else 0.0
+            return super().field(theta) + noise
+
+    trajectory = simulate(Rough([1.0, -0.5]), init=INIT, until=50.0, method=method)
+    assert trajectory.status == "failed"
+    assert f"{method} cannot continue from t = " in trajectory.message
+    assert "try a larger tol, or another method" in trajectory.message.replace("Try", "try")
+    assert trajectory.n_steps >= 1
 
 
 def test_zero_field_is_stationary_at_once():
