@@ -109,9 +109,10 @@ def load_npz(path: str | os.PathLike[str]) -> Dataset:
         If the file is missing, is no npz archive, or lacks one of the two arrays.
     """
     if not Path(path).is_file():
-        raise InvalidInputError(f"{path}: no such file")
+        raise InvalidInputError(f"{path}: no such file; give an .npz file with arrays X and y")
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        # np.load leaves a file open that it opened itself and cannot read.
+        with Path(path).open("rb") as file, np.load(file, allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in archive.files}
     except (ValueError, OSError, EOFError, AttributeError, zipfile.BadZipFile) as error:
         raise InvalidInputError(

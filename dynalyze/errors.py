@@ -23,3 +23,11 @@ class DynalyzeWarning(UserWarning):
 
 class FlowError(DynalyzeError, ArithmeticError):
     """The flow cannot be continued: not a number, or a step size that vanishes."""
+
+
+class ConstantFeatureWarning(DynalyzeWarning):
+    """A feature has the same value everywhere, so what is learned on it may not be meant."""
+
+
+class StagesOverlapWarning(DynalyzeWarning):
+    """The given initialization is not small enough to separate every stage from the next."""

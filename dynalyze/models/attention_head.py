@@ -25,6 +25,7 @@ from dynalyze.models.data import (
     as_product_indices,
     as_products,
     normalized_sample_weight,
+    warn_of_constant_features,
 )
 from dynalyze.models.losses import squared_loss_factor
 
@@ -136,6 +137,9 @@ class AttentionHead:
                 f"y has shape {y.shape} but X has shape {X.shape}: the head's output has the "
                 "shape of its input, so give both alike"
             )
+        warn_of_constant_features(
+            X, "it shifts the logits of a row alike, so its product in W_K W_Q is never learned"
+        )
         factor = squared_loss_factor(loss, X.shape[1] * X.shape[2])
         weight = factor * normalized_sample_weight(sample_weight, len(X))
         return AttentionHeadObjective(self, X, y, weight)

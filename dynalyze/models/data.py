@@ -1,12 +1,13 @@
 """Checks of data sets and arguments that the models share: one clear error for each mistake."""
 
 import operator
+import warnings
 from collections.abc import Sequence
 
 import numpy as np
 
 from dynalyze._typing import ArrayLike, Data, FloatArray, IntArray
-from dynalyze.errors import InvalidInputError
+from dynalyze.errors import ConstantFeatureWarning, InvalidInputError
 
 
 def as_pair(data: Data) -> tuple[ArrayLike, ArrayLike]:
@@ -83,6 +84,27 @@ def as_finite_array(values: ArrayLike, name: str, axes: Sequence[str]) -> FloatA
             f"of {name} that are not finite: remove or impute them"
         )
     return result
+
+
+def warn_of_constant_features(X: FloatArray, consequence: str) -> None:
+    """Warn of features, on the last axis of `X`, that have one value throughout.
+
+    Parameters
+    ----------
+    X : ndarray, shape (..., n_features)
+        Inputs.
+    consequence : str
+        What this means for the model, as the end of a sentence.
+    """
+    rows = X.reshape(-1, X.shape[-1])
+    constant = np.flatnonzero(np.all(rows == rows[0], axis=0))
+    if len(rows) > 1 and constant.size:
+        warnings.warn(
+            f"feature {constant[0]} of X is {rows[0, constant[0]]:g} throughout, one of "
+            f"{constant.size} constant features: {consequence}. Drop them if that is not meant",
+            ConstantFeatureWarning,
+            stacklevel=3,
+        )
 
 
 def normalized_sample_weight(sample_weight: ArrayLike | None, n_samples: int) -> FloatArray:

@@ -13,6 +13,7 @@ from dynalyze.models.data import (
     as_pair,
     as_positive_int,
     normalized_sample_weight,
+    warn_of_constant_features,
 )
 from dynalyze.models.losses import squared_loss_factor
 
@@ -79,6 +80,9 @@ class DiagonalLinear:
             raise InvalidInputError(
                 f"X has {len(X)} samples and y has {len(y)}: give one target per sample"
             )
+        warn_of_constant_features(
+            X, "its product is never learned if that is 0, and acts as an intercept otherwise"
+        )
         weights = normalized_sample_weight(sample_weight, len(X)) * squared_loss_factor(loss, 1)
         return DiagonalLinearObjective(X, y, weights, self.product_names)
 

@@ -1,6 +1,7 @@
 """`predict_stages`: what will be learned, in which order and when, before any training."""
 
 import time
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -8,7 +9,7 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from dynalyze._typing import ArrayLike, Data, FloatArray
-from dynalyze.errors import InvalidInputError
+from dynalyze.errors import InvalidInputError, StagesOverlapWarning
 from dynalyze.flow.coordinates import BalancedCoordinates
 from dynalyze.flow.initialization import Initialization
 from dynalyze.flow.scipy_steppers import ScipyStepper
@@ -86,6 +87,11 @@ def predict_stages(
     ------
     InvalidInputError
         If the data or an argument cannot be used.
+
+    Warns
+    -----
+    StagesOverlapWarning
+        If the scale of `init` does not separate every stage from its neighbours.
     """
     started = time.monotonic()
     _check_options(max_stages, max_seconds, field_tolerance, tie_tolerance)
@@ -131,7 +137,10 @@ def predict_stages(
         "field_tolerance": field_tolerance,
         "tie_tolerance": tie_tolerance,
     }
-    return _collect(origin, stages, log_scales, names, ending, stats, finite, configuration)
+    prediction = _collect(origin, stages, log_scales, names, ending, stats, finite, configuration)
+    if init is not None:
+        _warn_of_overlap(prediction, init.log10_alpha)
+    return prediction
 
 
 def _at_finite_scale(
@@ -150,6 +159,21 @@ def _at_finite_scale(
     clock = FiniteScaleClock(init, ONSET * largest)
     recurse(origin, clock, transitions, limits, names, stages.append)
     return FiniteScaleStages.from_stages(stages, init.log10_alpha)
+
+
+def _warn_of_overlap(prediction: StagePrediction, log10_alpha: float) -> None:
+    separated = prediction.log10_alpha_separated
+    overlapping = np.flatnonzero(separated < log10_alpha) + 1
+    if not overlapping.size:
+        return
+    listed = ", ".join(map(str, overlapping[:10])) + (", …" if overlapping.size > 10 else "")
+    warnings.warn(
+        f"α = 1e{log10_alpha:g} does not separate {overlapping.size} of {prediction.n_stages} "
+        f"stages from their neighbours ({listed}): their order and jump times are less certain. "
+        f"All are separated below α = 1e{np.floor(separated.min()):g}; see log10_alpha_separated",
+        StagesOverlapWarning,
+        stacklevel=3,
+    )
 
 
 def _collect(

@@ -7,7 +7,8 @@ import numpy as np
 from dynalyze._typing import FloatArray, IntArray
 from dynalyze.models.protocol import Objective
 
-_FLAT = 1e-14
+_FLAT = 1e-14  # eigenvalues this small against the largest are 0 to rounding
+_LAST_STEP = 1e-4  # relative to each product, once Newton's method has converged
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,14 @@ def polish(
     if not residual <= tolerance:
         return f"Newton's method stops at |g| = {residual:.1e}, above {tolerance:.1e}"
     columns = objective.hessian_columns(theta, support)
-    curvature = _scaled_spectrum(columns, support).smallest_ratio
+    spectrum = _scaled_spectrum(columns, support)
+    if support.size:
+        # A field that fades like e^{−θ} is below any tolerance somewhere, but Newton's steps
+        # there stay as long as they were: there is no stationary point at a finite distance.
+        step = np.abs(spectrum.solve(field[support]) / theta[support]).max()
+        if not step <= _LAST_STEP:
+            return f"Newton's steps do not shrink (last {step:.1e} of a product): no finite minimum"
+    curvature = spectrum.smallest_ratio
     return StationaryPoint(theta, value, field, support, columns, curvature, residual)
 
 

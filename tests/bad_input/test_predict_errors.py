@@ -1,0 +1,200 @@
+"""What a user may get wrong with `predict_stages`: one clear error each, or a result that says so."""
+
+import numpy as np
+import pytest
+
+from dynalyze import Initialization, predict_stages
+from dynalyze.errors import ConstantFeatureWarning, InvalidInputError, StagesOverlapWarning
+from dynalyze.models import AttentionHead, DiagonalLinear
+
+RNG = np.random.default_rng(0)
+X, Y = RNG.standard_normal((20, 3)), RNG.standard_normal(20)
+TOKENS = RNG.standard_normal((6, 4, 2))
+
+
+def _with(array, index, value):
+    changed = np.array(array, dtype=float)
+    changed[index] = value
+    return changed
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ((_with(X, (4, 1), np.nan), Y), r"X\[4, 1\] is nan.*not finite: remove or impute"),
+        ((X, _with(Y, 7, np.inf)), r"y\[7\] is inf"),
+        ((X, Y[:-1]), "X has 20 samples and y has 19: give one target per sample"),
+        ((X[:, :2], Y), r"X has 2 columns for n_features=3: use DiagonalLinear\(2\)"),
+        ((X, Y[:, None]), r"y has shape \(20, 1\): expected 1 axes"),
+        ((X[:0], Y[:0]), "X is empty"),
+        ((X.astype(str), Y), "X has dtype <U.*convert it to real numbers"),
+        (X, "data must be a pair of arrays"),
+        (None, r"data=None: DiagonalLinear needs a pair of arrays"),
+    ],
+)
+def test_linear_data(data, message):
+    with pytest.raises(InvalidInputError, match=message):
+        predict_stages(DiagonalLinear(3), data)
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ((_with(TOKENS, (1, 2, 0), np.nan), TOKENS), r"X\[1, 2, 0\] is nan"),
+        ((TOKENS, TOKENS[:, :3]), "y has shape"),
+        ((TOKENS[0], TOKENS[0]), r"X has shape \(4, 2\): expected 3 axes"),
+        ((TOKENS[..., :1], TOKENS[..., :1]), "d_model"),
+    ],
+)
+def test_head_data(data, message):
+    with pytest.raises(InvalidInputError, match=message):
+        predict_stages(AttentionHead(2), data)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"loss": "hinge"}, "loss='hinge' is not known: choose one of 'squared', 'mse'"),
+        ({"sample_weight": -np.ones(20)}, r"sample_weight\[0\] is -1.0"),
+        ({"sample_weight": np.zeros(20)}, "sample_weight is 0 for every sample"),
+        ({"sample_weight": np.ones(3)}, "sample_weight has 3 entries for 20 samples"),
+        ({"max_stages": 0}, "max_stages=0"),
+        ({"max_seconds": -1.0}, "max_seconds=-1.0 must be positive"),
+        ({"field_tolerance": 2.0}, "field_tolerance=2.0 must lie between 0 and 1"),
+        ({"tie_tolerance": 0.0}, "tie_tolerance=0.0 must lie between 0 and 1"),
+        (
+            {"init": Initialization([1.0], [0.5], log10_alpha=-8)},
+            "init has 1 products and the model 3",
+        ),
+    ],
+)
+def test_options(options, message):
+    with pytest.raises(InvalidInputError, match=message):
+        predict_stages(DiagonalLinear(3), (X, Y), **options)
+
+
+@pytest.mark.parametrize("value", [0, -3, 2.5, "3", True])
+def test_number_of_features(value):
+    with pytest.raises(InvalidInputError, match=f"n_features={value!r}"):
+        DiagonalLinear(value)
+
+
+def test_feature_names_of_another_number():
+    with pytest.raises(InvalidInputError, match="feature_names has 1 entries for n_features=3"):
+        DiagonalLinear(3, feature_names=("age",))
+
+
+def test_something_that_is_no_model():
+    with pytest.raises(InvalidInputError, match=r"is neither a Model .* nor an Objective"):
+        predict_stages(object(), (X, Y))
+
+
+def test_objective_with_data_given_twice():
+    objective = DiagonalLinear(3).bind((X, Y))
+    with pytest.raises(InvalidInputError, match="brings its data, loss and weights: leave out"):
+        predict_stages(objective, (X, Y))
+    assert predict_stages(objective).n_stages == 3
+
+
+def test_integer_targets_are_converted():
+    labels = np.arange(20) % 3
+    integer = predict_stages(DiagonalLinear(3), (X, labels))
+    floating = predict_stages(DiagonalLinear(3), (X, labels.astype(float)))
+    np.testing.assert_array_equal(integer.theta, floating.theta)
+
+
+def test_zero_targets_give_no_stage_and_say_why():
+    prediction = predict_stages(DiagonalLinear(3), (X, np.zeros(20)))
+    assert prediction.status == "converged"
+    assert prediction.n_stages == 0
+    assert "nothing is ever learned; are all targets zero" in prediction.message
+    assert prediction.losses.tolist() == [0.0]
+    assert "nothing is ever learned" in prediction.summary()
+
+
+@pytest.mark.parametrize("value", [0.0, 1.0])
+def test_constant_features_are_named(value):
+    constant = _with(X, (slice(None), 1), value)
+    with pytest.warns(ConstantFeatureWarning, match=f"feature 1 of X is {value:g} throughout"):
+        prediction = predict_stages(DiagonalLinear(3), (constant, Y))
+    assert (1 in prediction.coordinates) == (value != 0)
+
+
+def test_duplicated_features_tie_and_the_stages_before_are_kept():
+    weak_twins = np.column_stack([X, 0.1 * X[:, 2], 0.1 * X[:, 2]])[:, [0, 1, 3, 4]]
+    prediction = predict_stages(DiagonalLinear(4), (weak_twins, Y))
+    assert prediction.status == "tie"
+    assert prediction.n_stages == 2
+    assert sorted(prediction.coordinates.tolist()) == [0, 1]
+    assert "tie at stage 3: theta[2] and theta[3] activate within" in prediction.message
+    assert "duplicates?" in prediction.message
+    assert prediction.theta.shape == (3, 4)
+
+
+def test_budgets_keep_what_was_found():
+    whole = predict_stages(DiagonalLinear(3), (X, Y))
+    part = predict_stages(DiagonalLinear(3), (X, Y), max_stages=2)
+    assert part.status == "budget reached"
+    assert "max_stages=2; raise it" in part.message
+    np.testing.assert_array_equal(part.times, whole.times[:2])
+    out_of_time = predict_stages(DiagonalLinear(3), (X, Y), max_seconds=1e-9)
+    assert (out_of_time.status, out_of_time.n_stages) == ("budget reached", 0)
+
+
+class _Runaway:
+    """L(θ) = Σ log(1 + e^{−θ_i}): no finite minimum, like separable cross-entropy."""
+
+    n_products, product_names = 1, ("w",)
+
+    def value(self, theta):
+        return float(np.logaddexp(0, -theta).sum())
+
+    def field(self, theta):
+        return 1 / (1 + np.exp(theta))
+
+    def value_and_field(self, theta):
+        return self.value(theta), self.field(theta)
+
+    def hessian_columns(self, theta, indices):
+        s = self.field(theta)
+        return np.diag(s * (1 - s))[:, indices]
+
+
+def test_a_loss_without_a_minimum_has_no_limit_point():
+    prediction = predict_stages(_Runaway())
+    assert prediction.status == "no limit point"
+    assert "no limit point at stage 1, when w activates" in prediction.message
+    assert "the orbit was followed for" in prediction.message
+    assert "do not shrink" in prediction.message
+    assert prediction.times.shape == (0,)
+    assert prediction.theta.tolist() == [[0.0]]
+
+
+class _Nan(_Runaway):
+    def field(self, theta):
+        return np.where(theta < 0.1, 1.0, np.nan)
+
+
+def test_a_field_that_is_not_a_number_ends_the_stage_with_the_reason():
+    prediction = predict_stages(_Nan())
+    assert prediction.status == "no limit point"
+    assert "the field g is nan at product w" in prediction.message
+
+
+def test_initialization_too_large_to_separate_the_stages():
+    init = Initialization.gaussian(3, log10_alpha=-0.5, rng=0)
+    with pytest.warns(StagesOverlapWarning, match="does not separate .* see log10_alpha_separated"):
+        predict_stages(DiagonalLinear(3), (X, Y), init=init)
+
+
+def test_jump_times_need_an_initialization_and_known_units():
+    with pytest.raises(InvalidInputError, match=r"call predict_stages\(\.\.\., init="):
+        predict_stages(DiagonalLinear(3), (X, Y)).jump_times()
+    init = Initialization.gaussian(3, log10_alpha=-1000, rng=0)
+    prediction = predict_stages(DiagonalLinear(3), (X, Y), init=init)
+    with pytest.raises(InvalidInputError, match="unit='epochs' is not known: choose one of 'flow'"):
+        prediction.jump_times(unit="epochs")
+    with pytest.raises(InvalidInputError, match="learning_rate=None must be a positive number"):
+        prediction.jump_times(unit="steps")
+    with pytest.raises(InvalidInputError, match="threshold=0 must be positive"):
+        prediction.jump_times(0)
