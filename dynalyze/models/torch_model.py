@@ -243,30 +243,7 @@ class TorchModel:
         NonSmoothWarning
             If an operation of the forward pass is not twice differentiable.
         """
-        inputs, targets = gather(data)
-        probe = inputs[:_PROBE_SAMPLES].to(self._device)
-        with differentiable_attention():
-            output = check_function(self._function, probe, self.n_products)
-            if self._pairs:
-                check_products_alone(self._call, self._pairs, self._shapes, probe)
-            found = (
-                ()
-                if self._warned_non_smooth
-                else non_smooth_operations(self._function, probe, self.n_products)
-            )
-        if found:
-            warnings.warn(
-                f"the forward pass uses {some(found)}: not twice differentiable, which "
-                "Definition 3.1 asks for; stages predicted may be wrong where its argument "
-                "changes sign. Use GELU, SiLU or Softplus",
-                NonSmoothWarning,
-                stacklevel=2,
-            )
-        if callable(loss):
-            sample_loss = checked_loss(loss, output, targets[:_PROBE_SAMPLES].to(self._device))
-        else:
-            targets = float_targets(targets, output, len(inputs))
-            sample_loss = squared_loss(squared_loss_factor(loss, output[0].numel()))
+        inputs, targets, sample_loss = self.prepare(data, loss=loss)
         weights = normalized_sample_weight(sample_weight, len(inputs))
         budget = self._budget if self._budget is not None else _default_budget(self._device)
         return TorchObjective(
@@ -279,6 +256,40 @@ class TorchModel:
             device=self._device,
             memory_budget=budget,
         )
+
+    def prepare(
+        self, data: Data, *, loss: str | SampleLoss = "squared", products_alone: bool = True
+    ) -> tuple[torch.Tensor, torch.Tensor, SampleLoss]:
+        """Check the module on the data; return inputs and targets on the CPU, and the loss.
+
+        This is the first half of `bind`, which explains the parameters and what is raised.
+        `products_alone` is False for weights that enter otherwise than as elementwise products.
+        """
+        inputs, targets = gather(data)
+        probe = inputs[:_PROBE_SAMPLES].to(self._device)
+        with differentiable_attention():
+            output = check_function(self._function, probe, self.n_products)
+            if self._pairs and products_alone:
+                check_products_alone(self._call, self._pairs, self._shapes, probe)
+            found = (
+                ()
+                if self._warned_non_smooth
+                else non_smooth_operations(self._function, probe, self.n_products)
+            )
+        if found:
+            warnings.warn(
+                f"the forward pass uses {some(found)}: not twice differentiable, which "
+                "Definition 3.1 asks for; stages predicted may be wrong where its argument "
+                "changes sign. Use GELU, SiLU or Softplus",
+                NonSmoothWarning,
+                stacklevel=3,
+            )
+        if callable(loss):
+            sample_loss = checked_loss(loss, output, targets[:_PROBE_SAMPLES].to(self._device))
+        else:
+            targets = float_targets(targets, output, len(inputs))
+            sample_loss = squared_loss(squared_loss_factor(loss, output[0].numel()))
+        return inputs, targets, sample_loss
 
     def _evaluate(self, inputs: torch.Tensor, theta: torch.Tensor) -> torch.Tensor:
         """h(x; θ) with u = θ and v = 1, exact where the module sees the products alone."""

@@ -1,1 +1,17 @@
 """PyTorch training runs: heads and transformers, data, loop, checkpoints."""
+
+from dynalyze.training.assemble import LearningRateWarning
+from dynalyze.training.heads import DiagonalHead, FullHead
+from dynalyze.training.recording import Recording
+from dynalyze.training.runs import train, train_many
+from dynalyze.training.training_run import TrainingRun
+
+__all__ = [
+    "DiagonalHead",
+    "FullHead",
+    "LearningRateWarning",
+    "Recording",
+    "TrainingRun",
+    "train",
+    "train_many",
+]

@@ -1,0 +1,200 @@
+"""From the arguments of `train` to a loop, and from the loop to the runs."""
+
+import hashlib
+import platform
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import dynalyze
+from dynalyze._collectives import world
+from dynalyze._torch import torch
+from dynalyze._typing import Data, IntArray
+from dynalyze.errors import DynalyzeWarning, InvalidInputError
+from dynalyze.flow.initialization import Initialization
+from dynalyze.models.torch_objective import differentiable_attention
+from dynalyze.training.batches import Samples, Shuffle
+from dynalyze.training.engine import Engine
+from dynalyze.training.loop import Loop
+from dynalyze.training.options import Options
+from dynalyze.training.recording import Recording
+from dynalyze.training.trainable import Trainable, Weights, as_trainable, checked_samples
+from dynalyze.training.training_run import TrainingRun
+
+# Gradient descent at a stable learning rate lowers the loss at every step, but for rounding.
+_TOLERATED_RISES = 0.01
+
+
+class LearningRateWarning(DynalyzeWarning):
+    """The learning rate is too large: the run diverged, or does not follow the gradient flow."""
+
+
+def run_all(
+    model: object,
+    data: Data,
+    inits: Sequence[Initialization] | None,
+    rngs: Sequence[np.random.Generator | int | None],
+    options: Options,
+    *,
+    stacked: bool,
+) -> tuple[TrainingRun, ...]:
+    """Train from every initialization; None is the model's own weights."""
+    trainable = as_trainable(model, device=options.device)
+    inputs, targets, sample_loss = checked_samples(trainable, data, options.loss)
+    starts = [trainable.own_initialization()] if inits is None else list(inits)
+    weights = _starting_weights(trainable, starts, stacked)
+    shuffles = None
+    if options.batch_size is not None:
+        size, none = min(options.batch_size, len(inputs)), np.zeros(0, dtype=np.int64)
+        shuffles = [Shuffle(len(inputs), size, np.random.default_rng(r), none) for r in rngs]
+    recording = options.recording if options.recording is not None else Recording()
+    place = trainable.model.device
+    every, check_every = recording.resolved(
+        options.n_steps, matrices=trainable.matrices, cuda=place.type == "cuda"
+    )
+    loss = options.loss
+    configuration: dict[str, Any] = {
+        "model": type(trainable.model.module).__name__,
+        "fixed weights": _digest(_fixed(trainable)),
+        "data": _digest([inputs, targets]),
+        "loss": loss if isinstance(loss, str) else getattr(loss, "__name__", "callable"),
+        "optimizer": options.optimizer,
+        "optimizer_options": dict(options.optimizer_options or {}),
+        "lr": options.lr,
+        "batch_size": options.batch_size,
+        "recording": [recording.change, recording.every, recording.check_every],
+    }
+    loop = Loop(
+        engine=Engine(trainable, sample_loss, stacked),
+        samples=Samples(inputs, targets, place, shuffles),
+        weights=weights,
+        optimizer=options.make_optimizer(weights),
+        n_steps=options.n_steps,
+        change=recording.change,
+        every=every,
+        check_every=check_every,
+        identity=configuration
+        | {
+            "runs": len(starts),
+            "initial weights": _digest(weights.values()),
+            "random order": [shuffle.state()["generator"] for shuffle in shuffles or []],
+        },
+    )
+    with _bar(options) as advance, differentiable_attention():
+        loop.run(
+            folder=None if options.checkpoint is None else Path(options.checkpoint),
+            checkpoint_every=options.checkpoint_every,
+            max_seconds=options.max_seconds,
+            callback=options.callback,
+            advance=advance,
+        )
+    configuration |= {
+        "n_steps": options.n_steps,
+        "device": str(place),
+        "ranks": world()[1],
+        "dynalyze": dynalyze.__version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+    }
+    return tuple(
+        _result(loop, run, start, options, configuration) for run, start in enumerate(starts)
+    )
+
+
+def _result(
+    loop: Loop,
+    run: int,
+    init: Initialization,
+    options: Options,
+    configuration: dict[str, Any],
+) -> TrainingRun:
+    records, lr, trainable = loop.records[run], options.lr, loop.engine.trainable
+    if not records.steps:
+        raise InvalidInputError(
+            f"the loss is not finite at the initial weights of run {run}: check data and init"
+        )
+    rises = int(loop.rises[run])
+    status: str = loop.status
+    message = {
+        "finished": f"all {loop.n_steps} steps made",
+        "max_seconds": f"{loop.step} of {loop.n_steps} steps made: raise max_seconds, or go on "
+        "from the checkpoint",
+        "callback": f"the callback ended the run after {loop.step} steps",
+        "interrupted": f"interrupted after {loop.step} steps: call again with the same "
+        "checkpoint folder to go on",
+    }.get(status, "")
+    if run in loop.diverged_at:
+        status = "diverged"
+        message = (
+            f"the loss exceeded 100 times its start, or became NaN, by step "
+            f"{loop.diverged_at[run]}: lr={lr:g} is too large; try {lr / 4:g}"
+        )
+    elif options.optimizer == "gd" and rises > _TOLERATED_RISES * loop.step:
+        message += (
+            f"; the loss rose at {rises} of {loop.step} steps: lr={lr:g} is at the edge of "
+            f"stability, and the run does not follow the gradient flow; try {lr / 4:g}"
+        )
+        warnings.warn(message, LearningRateWarning, stacklevel=4)
+    if status == "diverged":
+        warnings.warn(message, LearningRateWarning, stacklevel=4)
+    final = {
+        name: value.detach().cpu().numpy()[(run,) if loop.engine.stacked else ()].copy()
+        for name, value in loop.weights.items()
+    }
+    observed = torch.stack(records.observed).numpy()
+    number: IntArray = np.array(records.steps, dtype=np.int64)
+    return TrainingRun(
+        steps=number,
+        theta=observed,
+        losses=np.array(records.losses),
+        learning_rate=lr,
+        optimizer=options.optimizer,
+        init=init,
+        product_names=trainable.product_names,
+        weights=final,
+        singular_values=trainable.matrices,
+        loss_rises=rises,
+        status=status,
+        message=message,
+        configuration=configuration,
+    )
+
+
+def _starting_weights(
+    trainable: Trainable, starts: Sequence[Initialization], stacked: bool
+) -> Weights:
+    each = [trainable.initial_weights(start) for start in starts]
+    weights = {name: torch.stack([w[name] for w in each]) for name in each[0]}
+    if not stacked:
+        weights = {name: value[0] for name, value in weights.items()}
+    return {name: value.clone().requires_grad_() for name, value in weights.items()}
+
+
+def _fixed(trainable: Trainable) -> list[torch.Tensor]:
+    """What the module holds besides the weights that train."""
+    trained = {name for pair in trainable.pairs for name in pair}
+    held = trainable.model.module.state_dict()
+    return [value for name, value in held.items() if name not in trained]
+
+
+def _digest(tensors: Iterable[torch.Tensor]) -> str:
+    digest = hashlib.sha256()
+    for tensor in tensors:
+        digest.update(str((tuple(tensor.shape), tensor.dtype)).encode())
+        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+@contextmanager
+def _bar(options: Options) -> Iterator[Callable[[int], object]]:
+    if not options.progress or world()[0] != 0:
+        yield lambda n: None
+        return
+    from tqdm import tqdm
+
+    with tqdm(total=options.n_steps, unit="step") as bar:
+        yield bar.update

@@ -1,0 +1,247 @@
+"""The training loop: steps, records, guard, checkpoints. `train` is its public face."""
+
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from dynalyze._collectives import all_reduce, world
+from dynalyze._torch import torch
+from dynalyze.errors import InvalidInputError
+from dynalyze.training.batches import Samples
+from dynalyze.training.checkpoints import latest_checkpoint, load_checkpoint, save_checkpoint
+from dynalyze.training.engine import Engine
+from dynalyze.training.recording import Records
+from dynalyze.training.trainable import Weights
+
+Status = Literal["finished", "diverged", "max_seconds", "callback", "interrupted"]
+Callback = Callable[[int, torch.Tensor], bool | None]
+"""Called as ``callback(step, losses)`` at every check; the run stops where it returns True."""
+
+# A loss this many times the initial one is no fluctuation: small weights start near the plateau
+# of θ = 0, which gradient descent only leaves downwards.
+_DIVERGED = 100.0
+
+
+@dataclass
+class Loop:
+    """State of a training of one run or of many; everything in it goes into a checkpoint."""
+
+    engine: Engine
+    samples: Samples
+    weights: Weights  # leaves that require gradients, updated in place by the optimizer
+    optimizer: torch.optim.Optimizer
+    n_steps: int
+    change: float  # of a recorded quantity since the last record, that calls for another
+    every: int
+    check_every: int
+    identity: Mapping[str, Any]  # what a run that goes on must have in common with its checkpoint
+    step: int = 0
+    status: Status = "finished"
+    records: list[Records] = field(default_factory=list)  # one per run
+    diverged_at: dict[int, int] = field(default_factory=dict)  # run to step
+
+    def __post_init__(self) -> None:
+        observed = self._observe()
+        n_runs = len(observed)
+        self.records = [Records() for _ in range(n_runs)]
+        self._last = observed.clone()  # (n_runs, n_recorded), at the last record of each run
+        infinite = torch.full((n_runs,), torch.inf, dtype=torch.float64, device=self._device)
+        self._initial, self._previous = infinite, infinite
+        self.rises = torch.zeros(n_runs, dtype=torch.int64, device=self._device)
+
+    @property
+    def _full_batch(self) -> bool:
+        return self.samples.shuffles is None
+
+    @property
+    def _device(self) -> torch.device:
+        return next(iter(self.weights.values())).device
+
+    def run(
+        self,
+        *,
+        folder: Path | None,
+        checkpoint_every: int,
+        max_seconds: float | None,
+        callback: Callback | None,
+        advance: Callable[[int], object],
+    ) -> None:
+        """Train to the end, from the latest checkpoint in `folder` if there is one."""
+        if folder is not None and latest_checkpoint(folder) is not None:
+            self._restore(folder)
+            advance(self.step)
+        started = time.monotonic()
+        with _held_interrupts() as interrupts:
+            while self.step < self.n_steps and len(self.diverged_at) < len(self.records):
+                losses = self._one_step()
+                advance(1)
+                if folder is not None and self.step % checkpoint_every == 0:
+                    self._save(folder)
+                if self.step % self.check_every == 0:
+                    late = max_seconds is not None and time.monotonic() - started > max_seconds
+                    if self._any_rank(bool(interrupts)):
+                        self.status = "interrupted"
+                    elif max_seconds is not None and self._any_rank(late):
+                        self.status = "max_seconds"
+                    elif callback is not None and callback(self.step, losses):
+                        self.status = "callback"
+                    if self.status != "finished":
+                        break
+        if folder is not None:
+            # Before the closing record, which a run that goes on does not make here.
+            self._save(folder)
+        self._record_end()
+
+    def _one_step(self) -> torch.Tensor:
+        """Record what the schedule asks for, then make one optimizer step."""
+        inputs, targets, size = self.samples.next_batch(self.engine.stacked)
+        losses = self.engine.losses_and_gradients(
+            self.weights, inputs, targets, size, shared=self._full_batch or not self.engine.stacked
+        )
+        losses = losses.reshape(len(self.records))
+        if self.step == 0:
+            self._initial = losses
+        if self._full_batch:
+            # A rise within rounding is none, also where the loss has come down to it.
+            self.rises += losses > self._previous + 1e-12 * self._initial
+            self._previous = losses
+        if self.step % self.check_every == 0:
+            self._watch(losses)
+        self.optimizer.step()
+        self.step += 1
+        return losses
+
+    def _watch(self, losses: torch.Tensor) -> None:
+        """Make the records that are due, and note the runs that diverge."""
+        observed = self._observe()
+        moved = (observed - self._last).abs().amax(1)
+        due = (moved >= self.change).tolist()
+        bad = ~(losses <= _DIVERGED * self._initial)  # NaN included
+        for run, is_bad in enumerate(bad.tolist()):
+            if is_bad and run not in self.diverged_at:
+                self.diverged_at[run] = self.step
+        wanted = [
+            run
+            for run, records in enumerate(self.records)
+            if run not in self.diverged_at
+            and (due[run] or not records.steps or self.step - records.steps[-1] >= self.every)
+        ]
+        if wanted:
+            self._record(wanted, observed, losses if self._full_batch else self._whole_losses())
+
+    def _record(self, runs: list[int], observed: torch.Tensor, losses: torch.Tensor) -> None:
+        values = losses.tolist()
+        for run in runs:
+            self.records[run].add(self.step, observed[run], values[run])
+            self._last[run] = observed[run]
+
+    def _record_end(self) -> None:
+        losses = self._whole_losses()
+        bad = ~(losses <= _DIVERGED * self._initial)
+        for run, is_bad in enumerate(bad.tolist()):
+            if is_bad and run not in self.diverged_at and self.step > 0:
+                self.diverged_at[run] = self.step
+        sound = [run for run in range(len(self.records)) if run not in self.diverged_at]
+        self._record(sound, self._observe(), losses)
+
+    def _whole_losses(self) -> torch.Tensor:
+        losses = self.engine.losses(self.weights, *self.samples.whole(), self.samples.n_samples)
+        return losses.reshape(len(self.records))
+
+    def _observe(self) -> torch.Tensor:
+        with torch.no_grad():
+            observed = self.engine.trainable.observe(self.weights)
+        return observed if self.engine.stacked else observed[None]
+
+    def _any_rank(self, flag: bool) -> bool:
+        # Ranks must stop at the same step, or the others wait for them for ever.
+        if world()[1] == 1:
+            return flag
+        return bool(all_reduce(torch.tensor([float(flag)], device=self._device)) > 0)
+
+    def _save(self, folder: Path) -> None:
+        if world()[0] != 0:
+            return
+        tensors = {f"weights.{name}": value for name, value in self.weights.items()}
+        for index, slot in self.optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer.{index}.{key}": value for key, value in slot.items()}
+        for run, records in enumerate(self.records):
+            tensors |= records.tensors(f"records.{run}")
+        tensors |= {
+            "last": self._last,
+            "initial": self._initial,
+            "previous": self._previous,
+            "rises": self.rises,
+        }
+        state = {
+            "identity": dict(self.identity),
+            "diverged_at": list(self.diverged_at.items()),
+            "shuffles": [shuffle.state() for shuffle in self.samples.shuffles or []],
+            "chunk": self.engine.chunk,
+        }
+        save_checkpoint(folder, self.step, tensors, state)
+
+    def _restore(self, folder: Path) -> None:
+        checkpoint = load_checkpoint(folder)
+        saved = checkpoint.state["identity"]
+        for key, value in self.identity.items():
+            if saved.get(key) != value:
+                raise InvalidInputError(
+                    f"the checkpoint {checkpoint.path} is of another run: {key} was "
+                    f"{saved.get(key)!r} and is now {value!r}. Give the same arguments to go on "
+                    "with it, or another folder to begin anew"
+                )
+        if checkpoint.step > self.n_steps:
+            raise InvalidInputError(
+                f"the checkpoint {checkpoint.path} has made {checkpoint.step} steps, and only "
+                f"{self.n_steps} are asked for: give at least as many, or another folder"
+            )
+        tensors = {name: value.to(self._device) for name, value in checkpoint.tensors.items()}
+        with torch.no_grad():
+            for name, weight in self.weights.items():
+                weight.copy_(tensors[f"weights.{name}"])
+        slots: dict[int, dict[str, torch.Tensor]] = {}
+        for name, value in checkpoint.tensors.items():
+            if name.startswith("optimizer."):
+                _, index, key = name.split(".", 2)
+                slots.setdefault(int(index), {})[key] = value
+        groups = self.optimizer.state_dict()["param_groups"]
+        self.optimizer.load_state_dict({"state": slots, "param_groups": groups})
+        self.records = [
+            Records.from_tensors(f"records.{run}", checkpoint.tensors)
+            for run in range(len(self.records))
+        ]
+        self._last, self._initial = tensors["last"], tensors["initial"]
+        self._previous, self.rises = tensors["previous"], tensors["rises"]
+        self.diverged_at = {int(run): int(step) for run, step in checkpoint.state["diverged_at"]}
+        for shuffle, state in zip(
+            self.samples.shuffles or [], checkpoint.state["shuffles"], strict=True
+        ):
+            shuffle.restore(state)
+        self.engine.chunk = checkpoint.state["chunk"]
+        self.step = checkpoint.step
+
+
+@contextmanager
+def _held_interrupts() -> Iterator[list[int]]:
+    """Collect Ctrl-C instead of being torn out of a step; a second one is raised at once."""
+    received: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield received
+        return
+
+    def hold(signum: int, frame: object) -> None:
+        if received:
+            raise KeyboardInterrupt
+        received.append(signum)
+
+    before = signal.signal(signal.SIGINT, hold)
+    try:
+        yield received
+    finally:
+        signal.signal(signal.SIGINT, before)

@@ -1,0 +1,95 @@
+"""The options of a training run, checked once."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, TypedDict
+
+from dynalyze._torch import torch
+from dynalyze.errors import InvalidInputError
+from dynalyze.models.data import as_positive_int
+from dynalyze.models.torch_loss import SampleLoss
+from dynalyze.training.loop import Callback
+from dynalyze.training.recording import Recording
+from dynalyze.training.trainable import Weights, flow_steps
+
+OPTIMIZERS = ("gd", "sgd", "adam")
+
+
+class Keywords(TypedDict, total=False):
+    """Keyword arguments that `train` and `train_many` share; `train` explains them."""
+
+    lr: float
+    steps: int | None
+    until: float | None
+    optimizer: str
+    optimizer_options: Mapping[str, Any] | None
+    batch_size: int | None
+    loss: str | SampleLoss
+    recording: Recording | None
+    device: str | torch.device | None
+    checkpoint: str | os.PathLike[str] | None
+    checkpoint_every: int
+    max_seconds: float | None
+    callback: Callback | None
+    progress: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """`Keywords` with their defaults, checked."""
+
+    lr: float
+    steps: int | None = None
+    until: float | None = None
+    optimizer: str = "gd"
+    optimizer_options: Mapping[str, Any] | None = None
+    batch_size: int | None = None
+    loss: str | SampleLoss = "squared"
+    recording: Recording | None = None
+    device: str | torch.device | None = None
+    checkpoint: str | os.PathLike[str] | None = None
+    checkpoint_every: int = 1000
+    max_seconds: float | None = None
+    callback: Callback | None = None
+    progress: bool = False
+
+    def __post_init__(self) -> None:
+        flow_steps(self.steps, self.until, self.lr)
+        as_positive_int(self.checkpoint_every, "checkpoint_every")
+        if self.batch_size is not None:
+            as_positive_int(self.batch_size, "batch_size")
+        if self.optimizer not in OPTIMIZERS:
+            raise InvalidInputError(
+                f"optimizer={self.optimizer!r} is not known: choose one of "
+                f"{', '.join(map(repr, OPTIMIZERS))}"
+            )
+        if self.optimizer == "gd" and self.batch_size is not None:
+            raise InvalidInputError(
+                f"batch_size={self.batch_size} with optimizer='gd', which uses all samples: "
+                "leave it out, or choose optimizer='sgd'"
+            )
+        if self.optimizer == "sgd" and self.batch_size is None:
+            raise InvalidInputError(
+                "optimizer='sgd' needs batch_size: give it, or choose optimizer='gd' for all "
+                "samples"
+            )
+
+    @property
+    def n_steps(self) -> int:
+        """Number of optimizer steps."""
+        return flow_steps(self.steps, self.until, self.lr)
+
+    def make_optimizer(self, weights: Weights) -> torch.optim.Optimizer:
+        """The torch optimizer of `weights`, which are updated in place."""
+        kind: Any = torch.optim.Adam if self.optimizer == "adam" else torch.optim.SGD
+        given = dict(self.optimizer_options or {})
+        try:
+            # Both act elementwise, so that stacked runs do not meet in them either.
+            made: torch.optim.Optimizer = kind(list(weights.values()), lr=self.lr, **given)
+        except (TypeError, ValueError) as error:
+            raise InvalidInputError(
+                f"optimizer_options={given!r}: torch.optim.{kind.__name__} does not take them "
+                f"({error})"
+            ) from error
+        return made

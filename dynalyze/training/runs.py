@@ -1,0 +1,174 @@
+"""Training runs of heads and transformers with product weights: one, or many at once."""
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any, Unpack
+
+import numpy as np
+
+from dynalyze._torch import torch
+from dynalyze._typing import Data
+from dynalyze.errors import InvalidInputError
+from dynalyze.flow.initialization import Initialization
+from dynalyze.models.torch_loss import SampleLoss
+from dynalyze.training.assemble import run_all
+from dynalyze.training.loop import Callback
+from dynalyze.training.options import Keywords, Options
+from dynalyze.training.recording import Recording
+from dynalyze.training.training_run import TrainingRun
+
+
+def train(
+    model: object,
+    data: Data,
+    *,
+    lr: float,
+    steps: int | None = None,
+    until: float | None = None,
+    init: Initialization | None = None,
+    optimizer: str = "gd",
+    optimizer_options: Mapping[str, Any] | None = None,
+    batch_size: int | None = None,
+    loss: str | SampleLoss = "squared",
+    recording: Recording | None = None,
+    rng: np.random.Generator | int | None = None,
+    device: str | torch.device | None = None,
+    checkpoint: str | os.PathLike[str] | None = None,
+    checkpoint_every: int = 1000,
+    max_seconds: float | None = None,
+    callback: Callback | None = None,
+    progress: bool = False,
+) -> TrainingRun:
+    """Train the product weights of a model in float64, from a small initialization.
+
+    Only the weights that enter as products train. In a torchrun job (see
+    `dynalyze.training.distributed`) every rank calls it with the same arguments; the samples of
+    each step are divided among the ranks.
+
+    Parameters
+    ----------
+    model : TorchModel, AttentionHead, DiagonalTransformer, DiagonalHead or FullHead
+        What is trained; any module that declares ``products`` will do. The model itself is not
+        changed: the weights at the end are in the run.
+    data : pair (X, y), torch Dataset or DataLoader
+        Read to the end and kept on the device.
+    lr : float
+        Learning rate; step k is at flow time t = lr × k.
+    steps, until : int, float
+        Number of optimizer steps, or flow time at which to end; exactly one of the two.
+    init : Initialization, optional
+        Weights α (u0, v0), with one entry per entry of the parameters. By default the model's own.
+    optimizer : {"gd", "sgd", "adam"}
+        Full-batch gradient descent; gradient descent on random batches; Adam on random batches,
+        or on all samples without `batch_size`.
+    optimizer_options : mapping, optional
+        Further arguments of torch.optim.SGD or torch.optim.Adam.
+    batch_size : int, optional
+        Samples per step of ``"sgd"`` and ``"adam"``; an epoch is one random order of all.
+    loss : {"squared", "mse"} or callable
+        As for `TorchModel.bind`.
+    recording : Recording, optional
+        When to record; by default densely at jumps.
+    rng : numpy.random.Generator or int, optional
+        Source of the batches' order.
+    device : str or torch.device, optional
+        By default the model's own.
+    checkpoint : str or path-like, optional
+        Folder of checkpoints. If it holds some of the same run, the run goes on from the latest,
+        bit for bit as if it had not been interrupted; Ctrl-C saves one and returns.
+    checkpoint_every : int
+        Steps between two checkpoints.
+    max_seconds : float, optional
+        Wall-clock limit.
+    callback : callable, optional
+        ``callback(step, losses)`` at every check of the recording; True ends the run.
+    progress : bool
+        Whether to show a progress bar.
+
+    Returns
+    -------
+    TrainingRun
+
+    Raises
+    ------
+    InvalidInputError
+        For arguments that do not fit, for a checkpoint of another run, or if the loss is not
+        finite at the start.
+
+    Warns
+    -----
+    LearningRateWarning
+        If the run diverged, or the loss rose at more than one step in a hundred of full-batch
+        gradient descent.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from dynalyze.flow.initialization import Initialization
+    >>> from dynalyze.training import DiagonalHead, train
+    >>> X = np.random.default_rng(0).standard_normal((20, 3, 2))
+    >>> init = Initialization.gaussian(4, log10_alpha=-4, rng=1)
+    >>> run = train(DiagonalHead(2), (X, 0.5 * X), init=init, lr=0.1, until=20.0)
+    >>> run.status
+    'finished'
+    """
+    options = Options(
+        lr=lr,
+        steps=steps,
+        until=until,
+        optimizer=optimizer,
+        optimizer_options=optimizer_options,
+        batch_size=batch_size,
+        loss=loss,
+        recording=recording,
+        device=device,
+        checkpoint=checkpoint,
+        checkpoint_every=checkpoint_every,
+        max_seconds=max_seconds,
+        callback=callback,
+        progress=progress,
+    )
+    inits = None if init is None else [init]
+    return run_all(model, data, inits, [rng], options, stacked=False)[0]
+
+
+def train_many(
+    model: object,
+    data: Data,
+    inits: Sequence[Initialization],
+    *,
+    rngs: Sequence[np.random.Generator | int | None] | None = None,
+    **options: Unpack[Keywords],
+) -> tuple[TrainingRun, ...]:
+    """Train from many initializations at once (scales, seeds), batched on one device.
+
+    The runs are those of `train`, one by one, up to rounding; a run that diverges leaves the
+    others alone.
+
+    Parameters
+    ----------
+    model, data
+        As for `train`.
+    inits : sequence of Initialization
+        One for each run.
+    rngs : sequence of numpy.random.Generator or int, optional
+        One for each run: sources of the batches' order.
+    **options
+        As for `train`: `lr`, `steps`, `until`, `optimizer`, `optimizer_options`, `batch_size`,
+        `loss`, `recording`, `device`, `checkpoint`, `checkpoint_every`, `max_seconds`,
+        `callback`, `progress`.
+
+    Returns
+    -------
+    tuple of TrainingRun
+        In the order of `inits`.
+    """
+    starts = list(inits)
+    if not starts:
+        raise InvalidInputError("inits is empty: give one Initialization for each run")
+    generators = [None] * len(starts) if rngs is None else list(rngs)
+    if len(generators) != len(starts):
+        raise InvalidInputError(
+            f"rngs has {len(generators)} entries and inits {len(starts)}: give one for each run"
+        )
+    return run_all(model, data, starts, generators, Options(**options), stacked=True)

@@ -1,0 +1,158 @@
+"""What a training run needs of a model: the weights that train, and what is recorded of them."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+
+from dynalyze._torch import torch
+from dynalyze._typing import Data
+from dynalyze.errors import InvalidInputError
+from dynalyze.flow.initialization import Initialization
+from dynalyze.models.attention_head import AttentionHead
+from dynalyze.models.torch_loss import SampleLoss
+from dynalyze.models.torch_model import TorchModel
+from dynalyze.training.heads import DiagonalHead, FullHead
+
+# α² is the size of the first products: below this scale it leaves the range of float64.
+_SMALLEST_LOG10_ALPHA = -150.0
+# Small singular directions are seen beside active ones only above the rounding of these.
+_SMALLEST_LOG10_ALPHA_FULL = -12.0
+
+Weights = dict[str, torch.Tensor]
+"""Trained parameters by name, each (*shape) or, for many runs at once, (n_runs, *shape)."""
+
+
+@dataclass(frozen=True)
+class Trainable:
+    """A module, the pairs of parameters that train, and the quantities that are recorded."""
+
+    model: TorchModel  # holds the module, frozen, in float64
+    pairs: tuple[tuple[str, str], ...]
+    shapes: tuple[torch.Size, ...]  # of one parameter of each pair
+    matrices: bool  # products A Bᵀ, recorded by singular values, instead of u ⊙ v
+    product_names: tuple[str, ...]  # of what is recorded
+
+    def __call__(self, weights: Weights, inputs: torch.Tensor) -> torch.Tensor:
+        """Output of the module with `weights` in place of its own."""
+        output: torch.Tensor = torch.func.functional_call(self.model.module, weights, (inputs,))
+        return output
+
+    def observe(self, weights: Weights) -> torch.Tensor:
+        """Products, or singular values of the matrix products; shape (..., n_recorded)."""
+        parts = []
+        for (u, v), shape in zip(self.pairs, self.shapes, strict=True):
+            if self.matrices:
+                product = weights[u] @ weights[v].mT
+                parts.append(torch.linalg.svdvals(product)[..., : min(shape)])
+            else:
+                product = weights[u] * weights[v]
+                parts.append(product.reshape(*product.shape[: product.ndim - len(shape)], -1))
+        return torch.cat(parts, -1)
+
+    def initial_weights(self, init: Initialization) -> Weights:
+        """α u0 and α v0, cut into the parameters.
+
+        Raises
+        ------
+        InvalidInputError
+            If the number of weights does not fit, or α leaves the range of float64.
+        """
+        n_weights = sum(shape.numel() for shape in self.shapes)
+        if init.n_products != n_weights:
+            raise InvalidInputError(
+                f"init has {init.n_products} entries in u0 and in v0, and the model {n_weights}: "
+                "give one for each"
+            )
+        least = _SMALLEST_LOG10_ALPHA_FULL if self.matrices else _SMALLEST_LOG10_ALPHA
+        if init.log10_alpha < least:
+            reason = (
+                "rounding of the active directions would seed the others above it"
+                if self.matrices
+                else "the products α² would leave the range of float64; use dynalyze.simulate, "
+                "which works in log coordinates"
+            )
+            raise InvalidInputError(
+                f"log10_alpha={init.log10_alpha:g} is below {least:g}, where {reason}"
+            )
+        alpha = 10.0**init.log10_alpha
+        u, v = alpha * init.u0, alpha * init.v0
+        ends = np.cumsum([0, *(shape.numel() for shape in self.shapes)])
+        weights: Weights = {}
+        for (name_u, name_v), shape, (start, stop) in zip(
+            self.pairs, self.shapes, pairwise(ends), strict=True
+        ):
+            for name, values in ((name_u, u), (name_v, v)):
+                part = torch.from_numpy(values[start:stop].copy()).view(shape)
+                weights[name] = part.to(self.model.device)
+        return weights
+
+    def own_initialization(self) -> Initialization:
+        """The module's own weights as an initialization; α is their root mean square."""
+        return Initialization.from_weights(*self.model.weights())
+
+
+def as_trainable(model: object, *, device: str | torch.device | None = None) -> Trainable:
+    """What `train` makes of a model.
+
+    Raises
+    ------
+    InvalidInputError
+        If the model is neither a `TorchModel`, an `AttentionHead`, nor a module that declares
+        its products.
+    """
+    if isinstance(model, AttentionHead):
+        model = DiagonalHead(model.d_model, rng=0)
+    if isinstance(model, TorchModel):
+        if not model.products:
+            raise InvalidInputError(
+                "model is a function h(x; θ), which has no weights to train: give a module and "
+                "the names of its products"
+            )
+        return _trainable(model, model.products, False, model.product_names)
+    if isinstance(model, torch.nn.Module):
+        names: Sequence[str] = getattr(model, "product_names", ())
+        if isinstance(model, FullHead):
+            # The products of matrices are no elementwise ones: the pairs are checked alike.
+            inner = TorchModel(model, model.matrix_products, device=device)
+            return _trainable(inner, model.matrix_products, True, tuple(names))
+        declared: Sequence[tuple[str, str]] = getattr(model, "products", ())
+        if declared:
+            inner = TorchModel(model, declared, product_names=names or None, device=device)
+            return _trainable(inner, inner.products, False, inner.product_names)
+    raise InvalidInputError(
+        f"model is of type {type(model).__name__}, whose products are not known: wrap it in "
+        "TorchModel(module, products=[(name_u, name_v), ...])"
+    )
+
+
+def checked_samples(
+    trainable: Trainable, data: Data, loss: str | SampleLoss
+) -> tuple[torch.Tensor, torch.Tensor, SampleLoss]:
+    """Inputs and targets on the CPU, and the loss per sample; checked as `TorchModel.bind` does."""
+    return trainable.model.prepare(data, loss=loss, products_alone=not trainable.matrices)
+
+
+def flow_steps(steps: int | None, until: float | None, lr: float) -> int:
+    """Number of steps from `steps`, or from the flow time `until` at t = lr × step."""
+    if (steps is None) == (until is None):
+        raise InvalidInputError(
+            f"steps={steps!r} and until={until!r}: give exactly one of the two, a number of "
+            "optimizer steps or a flow time t = lr × steps"
+        )
+    if not (0 < lr < math.inf):
+        raise InvalidInputError(f"lr={lr!r} must be a positive number")
+    count = math.ceil(until / lr - 1e-9) if until is not None else steps
+    if not isinstance(count, int) or isinstance(count, bool) or count < 1:
+        raise InvalidInputError(f"steps={steps!r}, until={until!r}: must be positive")
+    return count
+
+
+def _trainable(
+    model: TorchModel, pairs: tuple[tuple[str, str], ...], matrices: bool, names: tuple[str, ...]
+) -> Trainable:
+    parameters = dict(model.module.named_parameters(remove_duplicate=False))
+    shapes = tuple(parameters[u].shape for u, _ in pairs)
+    return Trainable(model, pairs, shapes, matrices, names)
