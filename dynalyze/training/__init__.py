@@ -1,6 +1,7 @@
 """PyTorch training runs: heads and transformers, data, loop, checkpoints."""
 
 from dynalyze.training.assemble import LearningRateWarning
+from dynalyze.training.distributed import process_group
 from dynalyze.training.heads import DiagonalHead, FullHead
 from dynalyze.training.recording import Recording
 from dynalyze.training.runs import train, train_many
@@ -12,6 +13,7 @@ __all__ = [
     "LearningRateWarning",
     "Recording",
     "TrainingRun",
+    "process_group",
     "train",
     "train_many",
 ]
