@@ -7,6 +7,7 @@ from objectives import Quadratic
 
 from dynalyze.flow.initialization import Initialization
 from dynalyze.flow.simulate import simulate
+from dynalyze.models.linear import DiagonalLinear
 
 A = np.array([0.7, -1.3, 0.25, 2.0, -0.06])
 RATES = np.array([1.0, 0.4, 3.0, 0.2, 1.5])
@@ -65,6 +66,23 @@ def test_weights_keep_the_difference_of_their_squares(method):
     np.testing.assert_allclose(
         u * v, trajectory.theta_at(np.linspace(0, trajectory.t[-1], 50)), rtol=1e-12
     )
+
+
+@pytest.mark.parametrize("loss", ["squared", "mse"])
+def test_orthogonal_design_is_one_such_flow_for_each_feature(loss):
+    # XᵀX/n = diag(λ), so that the loss is ½ Σ λ_i (θ_i − a_i)², twice that as a mean of squares.
+    n = 40
+    columns = np.linalg.qr(np.random.default_rng(0).standard_normal((n, 5)))[0]
+    X = columns * np.sqrt(n * RATES)
+    init = Initialization.gaussian(5, log10_alpha=-300, rng=3)
+    model = DiagonalLinear(5)
+    trajectory = simulate(model, (X, X @ A), init, until_rescaled=14, loss=loss, tol=1e-9)
+    t, coordinate, _ = trajectory.crossings(0.05)
+    assert sorted(coordinate) == [0, 1, 2, 3, 4]
+    rates = RATES * (2 if loss == "mse" else 1)
+    for i, time in zip(coordinate, t, strict=True):
+        exact = exact_crossing_time(init.log_abs_c[i], init.z0[i], A[i], rates[i], 0.05)
+        assert time == pytest.approx(exact, rel=1e-8)
 
 
 def test_initial_weights_and_products_are_those_given():
