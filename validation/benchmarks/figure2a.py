@@ -4,30 +4,27 @@ The flow of all six curves is simulated; gradient descent, which the paper ran, 
 same process on the shortest of them and extrapolated to the others.
 """
 
-import argparse
-import os
-import platform
 import statistics
 import time
 from pathlib import Path
 
 import numpy as np
 
-from dynalyze import Initialization, Trajectory, __version__, simulate
+from dynalyze import Initialization, Trajectory, simulate
 from dynalyze.datasets import toy_head
 from dynalyze.models.attention_head import AttentionHead
 from dynalyze.models.protocol import Objective
+from validation import report
 
-COMMAND = "python -m validation.benchmarks.figure2a"
+COMMAND = "validation.benchmarks.figure2a"
 LOG10_ALPHAS = (-1, -2, -4, -8, -16, -32)
 # The paper's axis is time / log10(1/α), and a unit of its time is a unit of flow time of the
 # mean-squared error: its runs make 5000 log10(1/α) epochs, whose learning rates add up to 0.2.
 FIGURE_END = 1000.0
 RATE_PER_EPOCH = 0.2
-EPOCHS = {log10_alpha: 5000 * -log10_alpha for log10_alpha in LOG10_ALPHAS}
+EPOCHS_RUN = 1000  # epochs of gradient descent that are run, at the largest α
 METHODS = ("auto", "CVODE", "LSODA")
 REPEATS = 3
-DOCS = Path(__file__).parents[2] / "docs" / "benchmarks"
 
 
 def run(objective: Objective, log10_alpha: float, *, method: str, tol: float = 1e-6) -> Trajectory:
@@ -42,7 +39,7 @@ def run(objective: Objective, log10_alpha: float, *, method: str, tol: float = 1
     )
 
 
-def measure(objective: Objective) -> tuple[list[str], list[Trajectory], float]:
+def measure(objective: Objective) -> tuple[list[list[str]], list[Trajectory], float]:
     """Rows of the table, trajectories of the default method, and the seconds they took."""
     rows, trajectories, totals, names = [], [], dict.fromkeys(METHODS, 0.0), {}
     for log10_alpha in LOG10_ALPHAS:
@@ -61,12 +58,17 @@ def measure(objective: Objective) -> tuple[list[str], list[Trajectory], float]:
             resolved = trajectory.configuration["method"]
             names[method] = f"{resolved} (default)" if method == "auto" else resolved
             rows.append(
-                f"| 1e{log10_alpha} | {names[method]} | "
-                f"{trajectory.n_steps} | {trajectory.nfev} + {trajectory.nhcol} | "
-                f"{_crossing_error(trajectory, reference)} | {statistics.median(seconds):.2f} |"
+                [
+                    f"1e{log10_alpha}",
+                    names[method],
+                    str(trajectory.n_steps),
+                    f"{trajectory.nfev} + {trajectory.nhcol}",
+                    _crossing_error(trajectory, reference),
+                    f"{statistics.median(seconds):.2f}",
+                ]
             )
     rows += [
-        f"| all six | {names[method]} | | | | **{totals[method]:.1f}** |" for method in METHODS
+        ["all six", names[method], "", "", "", f"**{totals[method]:.1f}**"] for method in METHODS
     ]
     return rows, trajectories, totals["auto"]
 
@@ -82,7 +84,7 @@ def _crossing_error(trajectory: Trajectory, reference: Trajectory) -> str:
 
 
 def gradient_descent(X: np.ndarray, y: np.ndarray, epochs: int) -> tuple[np.ndarray, float]:
-    """Full-batch gradient descent in PyTorch at α = 0.1: its end, and the median epoch's seconds."""
+    """Full-batch gradient descent at α = 0.1: products at its end, median seconds of an epoch."""
     import torch
 
     log10_alpha = LOG10_ALPHAS[0]
@@ -130,14 +132,6 @@ def draw(trajectories: list[Trajectory], path: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog=COMMAND, description=__doc__)
-    parser.add_argument(
-        "--epochs", type=int, default=EPOCHS[-1], help="epochs of gradient descent that are run"
-    )
-    arguments = parser.parse_args()
-    import scipy
-    import torch
-
     data = toy_head(rng=0)
     objective = AttentionHead(50).bind((data.X, data.y), loss="mse")
     begun = time.perf_counter()
@@ -145,47 +139,49 @@ def main() -> None:
     objective.hessian_columns(np.full(100, 0.1), np.arange(100))
     compiling = time.perf_counter() - begun
     rows, trajectories, ours = measure(objective)
-    products, seconds = gradient_descent(data.X, data.y, arguments.epochs)
-    flow_time = RATE_PER_EPOCH * arguments.epochs
-    off = np.max(np.abs(products - trajectories[0].theta_at(flow_time)))
-    total_epochs = sum(EPOCHS.values())
-    extrapolated = total_epochs * seconds
-    lines = [
-        "# Figure 2(a) of the paper: six initialization scales of the toy head",
-        "",
-        "Attention head with diagonal weights, d = 50, 1000 samples of 10 Gaussian tokens, the "
-        "10-sparse teacher read off the paper's figures, mean-squared error; gradient flow up to "
-        f"time / log10(1/α) = {FIGURE_END:.0f} from the same Gaussian u0, v0 for every α.",
-        "",
-        "![loss for six α, and the products at the smallest](figure2a.png)",
-        "",
-        f"- **All six curves: {ours:.1f} s** by the default method at its default tolerance, the "
-        f"kernels compiled (which took {compiling:.1f} s here; they are cached on disk).",
-        f"- Gradient descent: {arguments.epochs} of the {total_epochs} epochs were run (PyTorch, "
-        f"float64, full batch, learning rate {RATE_PER_EPOCH}, α = 0.1) at "
-        f"{1e3 * seconds:.1f} ms each (median). **Extrapolated to all: "
-        f"{extrapolated / 60:.0f} minutes, {extrapolated / ours:.0f} times as long.** At their end "
-        f"the products differ from the flow's by {off:.1g} at most.",
-        "",
-        "| α | method | steps | evaluations: g + Hessian columns | crossing error, figure's axis "
-        "| seconds |",
-        "|---|---|---|---|---|---|",
-        *rows,
-        "",
-        "Crossing error: largest error of a time at which some product crosses 0.05 in size, "
-        "against LSODA at tolerance 1e-9; the axis is 1000 long. Seconds are medians of "
-        f"{REPEATS} runs.",
-        "",
-        f"`{COMMAND}`, dynalyze {__version__}, Python {platform.python_version()}, NumPy "
-        f"{np.__version__}, SciPy {scipy.__version__}, PyTorch {torch.__version__}, "
-        f"{os.cpu_count()} cores.",
-        "",
-    ]
-    text = "\n".join(lines)
-    print(text)
-    DOCS.mkdir(parents=True, exist_ok=True)
-    (DOCS / "figure2a.md").write_text(text, encoding="utf-8")
-    draw(trajectories, DOCS / "figure2a.png")
+    products, seconds = gradient_descent(data.X, data.y, EPOCHS_RUN)
+    off = np.max(np.abs(products - trajectories[0].theta_at(RATE_PER_EPOCH * EPOCHS_RUN)))
+    epochs = sum(5000 * -log10_alpha for log10_alpha in LOG10_ALPHAS)
+    extrapolated = epochs * seconds
+    results = report.table(
+        [
+            "α",
+            "method",
+            "steps",
+            "gradients + Hessian columns",
+            "crossing error, figure's axis",
+            "seconds",
+        ],
+        rows,
+    )
+    body = f"""
+Attention head with diagonal weights, d = 50, 1000 samples of 10 Gaussian tokens, the 10-sparse
+teacher read off the paper's figures, mean-squared error; gradient flow up to
+time / log10(1/α) = {FIGURE_END:.0f}, the end of the paper's axis, from the same Gaussian u0 and v0
+for every α.
+
+![loss for six α, and the products at the smallest](figure2a.png)
+
+- **All six curves: {ours:.1f} s** by the default method at its default tolerance, the kernels
+  compiled (loading or compiling them took {compiling:.1f} s here; they are cached on disk).
+- Gradient descent: {EPOCHS_RUN} of the {epochs} epochs were run (PyTorch, float64, full batch,
+  learning rate {RATE_PER_EPOCH}, α = 0.1) at {1e3 * seconds:.1f} ms each, the median.
+  **Extrapolated to all of them: {extrapolated / 60:.0f} minutes, {extrapolated / ours:.0f} times as
+  long.** At the end of that run its products differ from the flow's by {off:.1g} at most.
+
+{results}
+
+Crossing error: largest error of a time at which some product crosses 0.05 in size, against LSODA
+at tolerance 1e-9; the axis is {FIGURE_END:.0f} long. Seconds are medians of {REPEATS} runs.
+"""
+    report.write(
+        "benchmarks/figure2a.md",
+        "Figure 2(a) of the paper: six initialization scales of the toy head",
+        body,
+        module=COMMAND,
+        packages=("numpy", "scipy", "numba", "scikit-sundae", "torch"),
+    )
+    draw(trajectories, report.DOCS / "benchmarks" / "figure2a.png")
 
 
 if __name__ == "__main__":
