@@ -1,0 +1,36 @@
+"""Ranks in real transformers: spectra of the attention products of any PyTorch model."""
+
+from dynalyze.errors import MissingDependencyError
+
+try:
+    import torch as _torch  # noqa: F401
+except ImportError as error:
+    raise MissingDependencyError(
+        "dynalyze.spectra reads PyTorch models: pip install 'dynalyze[torch]'."
+    ) from error
+
+from dynalyze.spectra.attention import AttentionProducts, attention_products
+from dynalyze.spectra.callbacks import lightning_callback, trainer_callback
+from dynalyze.spectra.checkpoints import open_checkpoint, track_checkpoints
+from dynalyze.spectra.history import PRODUCTS, SpectraHistory
+from dynalyze.spectra.layouts import AttentionLayout, WeightSlice
+from dynalyze.spectra.plotting import plot_final_spectrum, plot_spectra, plot_stable_rank
+from dynalyze.spectra.tracker import Tracker, track
+
+__all__ = [
+    "PRODUCTS",
+    "AttentionLayout",
+    "AttentionProducts",
+    "SpectraHistory",
+    "Tracker",
+    "WeightSlice",
+    "attention_products",
+    "lightning_callback",
+    "open_checkpoint",
+    "plot_final_spectrum",
+    "plot_spectra",
+    "plot_stable_rank",
+    "track",
+    "track_checkpoints",
+    "trainer_callback",
+]

@@ -1,0 +1,279 @@
+"""What a tracker has seen: spectra of the changes of W_K W_Qᵀ and W_V W_Oᵀ over training."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from dynalyze._saved_files import read_saved, write_saved
+from dynalyze._typing import FloatArray, IntArray
+from dynalyze.errors import InvalidInputError, MissingDependencyError
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.axes import Axes
+
+PRODUCTS = ("W_K W_Q", "W_V W_O")
+_KIND = "spectra history"
+
+
+@dataclass(frozen=True)
+class SpectraHistory:
+    """Records of a run: R records, two products (W_K W_Qᵀ, then W_V W_Oᵀ), N heads of all layers.
+
+    The change is Δ(W_K W_Qᵀ) = W_K W_Qᵀ − W_K(0) W_Q(0)ᵀ, and Δ(W_V W_Oᵀ) likewise, per head.
+    """
+
+    steps: IntArray  # (R,), optimizer steps since the start
+    layer_names: tuple[str, ...]  # one per layer
+    notes: tuple[str, ...]  # one per layer: how its logits differ from the products, or ""
+    layer: IntArray  # (N,), index into layer_names
+    head: IntArray  # (N,), number of the head within its layer
+    singular_values: FloatArray  # (R, 2, N, K), descending; zeros where a change has fewer
+    frobenius_norm: FloatArray  # (R, 2, N)
+    effective_rank: FloatArray  # (R, 2, N), a lower bound unless the spectrum is full
+    effective_rank_bound: FloatArray  # (R, 2, N), upper bound, equal if the spectrum is full
+    numerical_rank: IntArray  # (R, 2, N), values above rank_tolerance · σ₁ among those computed
+    left_angles: FloatArray  # (R, 2, N, r) radians, ascending; NaN where there is no direction
+    right_angles: FloatArray  # (R, 2, N, r)
+    largest_rank: IntArray  # (2, N), rank that the change cannot exceed
+    initial_singular_values: FloatArray  # (2, N, m), of the product at the start itself
+    rank_tolerance: float  # share of σ₁
+
+    @property
+    def spectral_norm(self) -> FloatArray:
+        """Largest singular value of each change, (R, 2, N)."""
+        return self.singular_values[..., 0]
+
+    @property
+    def stable_rank(self) -> FloatArray:
+        """‖Δ‖_F² / ‖Δ‖_2² of each change, (R, 2, N); 0 where the change is 0."""
+        return stable_rank(self.frobenius_norm, self.spectral_norm)
+
+    @property
+    def initial_stable_rank(self) -> FloatArray:
+        """Stable rank of each product at the start, (2, N)."""
+        values = self.initial_singular_values
+        return stable_rank(np.linalg.norm(values, axis=-1), values[..., 0])
+
+    @property
+    def head_names(self) -> tuple[str, ...]:
+        """Readable name of each head, such as ``blocks.0.attn head 3``; length N."""
+        return tuple(
+            f"{self.layer_names[layer]} head {head}".strip()
+            for layer, head in zip(self.layer, self.head, strict=True)
+        )
+
+    def index(self, step: int | None = None) -> int:
+        """Position of the record made at `step`; the last one for None."""
+        if step is None:
+            return len(self.steps) - 1
+        found = np.flatnonzero(self.steps == step)
+        if not found.size:
+            raise InvalidInputError(
+                f"step={step} was not recorded: choose one of {_abbreviated(self.steps.tolist())}."
+            )
+        return int(found[0])
+
+    def to_dataframe(self) -> "pd.DataFrame":
+        """One row per record, product and head.
+
+        Raises
+        ------
+        MissingDependencyError
+            If pandas is not installed.
+        """
+        try:
+            import pandas as pd
+        except ImportError as error:
+            raise MissingDependencyError(
+                "to_dataframe needs pandas: pip install 'dynalyze[dataframe]'."
+            ) from error
+        record, product, unit = (
+            grid.ravel() for grid in np.indices(self.frobenius_norm.shape, dtype=np.int64)
+        )
+        columns: dict[str, Any] = {
+            "step": self.steps[record],
+            "product": np.asarray(PRODUCTS)[product],
+            "layer": self.layer[unit],
+            "layer_name": np.asarray(self.layer_names)[self.layer[unit]],
+            "head": self.head[unit],
+            "stable_rank": self.stable_rank.ravel(),
+            "numerical_rank": self.numerical_rank.ravel(),
+            "effective_rank": self.effective_rank.ravel(),
+            "frobenius_norm": self.frobenius_norm.ravel(),
+        }
+        for k in range(self.singular_values.shape[-1]):
+            columns[f"singular_value_{k + 1}"] = self.singular_values[..., k].ravel()
+        return pd.DataFrame(columns)
+
+    def summary(self) -> str:
+        """Table of each layer's mean ranks at the last record, as text."""
+        if not len(self.steps):
+            return "no record"
+        lines = [
+            f"change of the attention products after {self.steps[-1]} steps "
+            f"({len(self.steps)} records, {len(self.layer)} heads)",
+            f"{'layer':<34}{'product':<10}{'norm':>10}{'stable rank':>13}{'(at start)':>12}"
+            f"{'effective rank':>16}",
+        ]
+        for index, name in enumerate(self.layer_names):
+            heads = self.layer == index
+            for p, product in enumerate(PRODUCTS):
+                low = self.effective_rank[-1, p, heads].mean()
+                high = self.effective_rank_bound[-1, p, heads].mean()
+                effective = f"{low:.2f}" if high - low < 0.005 else f"{low:.2f} to {high:.2f}"
+                lines.append(
+                    f"{name:<34}{product:<10}{self.frobenius_norm[-1, p, heads].mean():>10.3g}"
+                    f"{self.stable_rank[-1, p, heads].mean():>13.2f}"
+                    f"{self.initial_stable_rank[p, heads].mean():>12.2f}{effective:>16}"
+                )
+        lines += [
+            f"{n}: {note}" for n, note in zip(self.layer_names, self.notes, strict=True) if note
+        ]
+        return "\n".join(lines)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the history to one file, completely or not at all."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        metadata = {name: values.pop(name) for name in ("layer_names", "notes", "rank_tolerance")}
+        write_saved(path, _KIND, values, metadata)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> "SpectraHistory":
+        """Read a history that `save` wrote.
+
+        Raises
+        ------
+        SavedFileError
+            If the file is damaged or holds something else.
+        """
+        arrays, stamp = read_saved(path, _KIND)
+        metadata = stamp["metadata"]
+        return cls(
+            layer_names=tuple(metadata["layer_names"]),
+            notes=tuple(metadata["notes"]),
+            rank_tolerance=float(metadata["rank_tolerance"]),
+            **arrays,
+        )
+
+    def plot_spectra(
+        self,
+        layer: int = 0,
+        head: int = 0,
+        product: int | str = 0,
+        *,
+        n_values: int | None = None,
+        ax: "Axes | None" = None,
+    ) -> "Axes":
+        """Draw one head's singular values against training; see `dynalyze.spectra.plot_spectra`."""
+        from dynalyze.spectra.plotting import plot_spectra
+
+        return plot_spectra(self, layer, head, product, n_values=n_values, ax=ax)
+
+    def plot_stable_rank(
+        self,
+        layers: Sequence[int] | None = None,
+        product: int | str = 0,
+        *,
+        ax: "Axes | None" = None,
+    ) -> "Axes":
+        """Draw the stable ranks against training; see `dynalyze.spectra.plot_stable_rank`."""
+        from dynalyze.spectra.plotting import plot_stable_rank
+
+        return plot_stable_rank(self, layers, product, ax=ax)
+
+    def unit(self, layer: int, head: int) -> int:
+        """Position n of a head among the N heads."""
+        found = np.flatnonzero((self.layer == layer) & (self.head == head))
+        if not found.size:
+            raise InvalidInputError(
+                f"there is no layer={layer}, head={head}: the history holds "
+                f"{len(self.layer_names)} layers, of {np.bincount(self.layer).tolist()} heads."
+            )
+        return int(found[0])
+
+
+def product_index(product: int | str) -> int:
+    """0 for W_K W_Qᵀ and 1 for W_V W_Oᵀ, from a number or from the name."""
+    names: dict[int | str, int] = {0: 0, 1: 1, PRODUCTS[0]: 0, PRODUCTS[1]: 1}
+    if product not in names:
+        raise InvalidInputError(f"product must be one of {', '.join(PRODUCTS)}, got {product!r}.")
+    return names[product]
+
+
+def stable_rank(frobenius: FloatArray, spectral: FloatArray) -> FloatArray:
+    """‖M‖_F² / ‖M‖_2², and 0 for zero matrices."""
+    return (
+        np.divide(frobenius, spectral, out=np.zeros_like(frobenius), where=np.asarray(spectral) > 0)
+        ** 2
+    )
+
+
+def effective_rank_bounds(
+    values: FloatArray, frobenius: FloatArray, largest_rank: IntArray
+) -> tuple[FloatArray, FloatArray]:
+    """Bounds of the entropy rank exp(−Σ p log p), p_i = σ_i² / ‖M‖_F², from the leading values.
+
+    What the leading k values leave of ‖M‖_F² is known. The entropy is smallest if as few values
+    as possible hold it, each no larger than the last one known, and largest if all share it.
+
+    Parameters
+    ----------
+    values : ndarray, shape (..., k)
+        Leading singular values, descending.
+    frobenius : ndarray, shape (...)
+        Frobenius norms.
+    largest_rank : ndarray, broadcastable to shape (...)
+        Number of all singular values; the bounds meet where it is k.
+
+    Returns
+    -------
+    lower, upper : ndarray, shape (...)
+        0 for zero matrices.
+    """
+    total = np.where(frobenius > 0, frobenius, 1.0) ** 2
+    shares = values**2 / total[..., None]
+    known = -_x_log_x(shares).sum(-1)
+    n_left = np.maximum(largest_rank - values.shape[-1], 0)
+    rest = np.where(n_left > 0, np.clip(1.0 - shares.sum(-1), 0.0, None), 0.0)
+    top = np.where(shares[..., -1] > 0, shares[..., -1], 1.0)
+    n_full = np.floor(rest / top)
+    lower = known - n_full * _x_log_x(top) - _x_log_x(rest - n_full * top)
+    upper = known - _x_log_x(rest / np.maximum(n_left, 1)) * np.maximum(n_left, 1)
+    alive = frobenius > 0
+    low = np.where(alive, np.exp(lower), 0.0)
+    return low, np.where(alive, np.maximum(np.exp(upper), low), 0.0)
+
+
+def _x_log_x(x: FloatArray) -> FloatArray:
+    positive = x > 0
+    return np.where(positive, x * np.log(np.where(positive, x, 1.0)), 0.0)
+
+
+def concatenate(first: SpectraHistory, second: SpectraHistory) -> SpectraHistory:
+    """Records of `first`, then those of `second`, of the same heads."""
+    joined: dict[str, Any] = {
+        name: np.concatenate([getattr(first, name), getattr(second, name)]) for name in PER_RECORD
+    }
+    return replace(first, **joined)
+
+
+PER_RECORD = (
+    "steps",
+    "singular_values",
+    "frobenius_norm",
+    "effective_rank",
+    "effective_rank_bound",
+    "numerical_rank",
+    "left_angles",
+    "right_angles",
+)
+
+
+def _abbreviated(steps: list[int]) -> str:
+    if len(steps) <= 8:
+        return ", ".join(map(str, steps))
+    return ", ".join(map(str, steps[:4])) + ", …, " + ", ".join(map(str, steps[-3:]))

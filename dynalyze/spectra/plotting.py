@@ -1,0 +1,160 @@
+"""Plots of tracked spectra: the analogues of Figures 1, 3, 4 and 5 of arXiv 2306.07042."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from dynalyze.errors import InvalidInputError
+from dynalyze.spectra.history import PRODUCTS, SpectraHistory, product_index
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+_LABELS = (r"$\Delta(W_K W_Q^T)$", r"$\Delta(W_V W_O^T)$")
+
+
+def _axes(ax: "Axes | None") -> "Axes":
+    if ax is not None:
+        return ax
+    import matplotlib.pyplot as plt
+
+    return plt.subplots(layout="constrained")[1]
+
+
+def _layer(history: SpectraHistory, layer: int) -> int:
+    if not 0 <= layer < len(history.layer_names):
+        raise InvalidInputError(
+            f"layer must lie in 0 … {len(history.layer_names) - 1}, got {layer}."
+        )
+    return layer
+
+
+def plot_spectra(
+    history: SpectraHistory,
+    layer: int = 0,
+    head: int = 0,
+    product: int | str = 0,
+    *,
+    n_values: int | None = None,
+    ax: "Axes | None" = None,
+) -> "Axes":
+    """Draw one head's singular values against training (Figures 1 and 3).
+
+    Parameters
+    ----------
+    history : SpectraHistory
+        Records to draw.
+    layer, head : int
+        Which head.
+    product : {0, 1} or name
+        ``"W_K W_Q"`` or ``"W_V W_O"``.
+    n_values : int, optional
+        Draw no more than so many of the values kept.
+    ax : Axes, optional
+        Where to draw; new axes by default.
+    """
+    p, unit = product_index(product), history.unit(layer, head)
+    ax = _axes(ax)
+    values = history.singular_values[:, p, unit, :n_values]
+    import matplotlib as mpl
+
+    colors = mpl.colormaps["viridis_r"](np.linspace(0.1, 1.0, values.shape[1]))
+    for k in range(values.shape[1] - 1, -1, -1):
+        label = f"$\\sigma_{{{k + 1}}}$" if k < 5 else None
+        ax.plot(history.steps, values[:, k], color=colors[k], lw=1.4, label=label)
+    ax.set_xlabel("optimizer step")
+    ax.set_ylabel(f"singular values of {_LABELS[p]}")
+    ax.set_title(history.head_names[unit], fontsize="medium")
+    ax.legend(frameon=False, fontsize="small", reverse=True)
+    ax.margins(x=0)
+    ax.set_ylim(bottom=0)
+    return ax
+
+
+def plot_stable_rank(
+    history: SpectraHistory,
+    layers: Sequence[int] | None = None,
+    product: int | str = 0,
+    *,
+    ax: "Axes | None" = None,
+) -> "Axes":
+    """Draw the stable rank of the change: mean and standard deviation over heads (Figure 4).
+
+    Parameters
+    ----------
+    history : SpectraHistory
+        Records to draw.
+    layers : sequence of int, optional
+        Which layers; all by default.
+    product : {0, 1} or name
+        ``"W_K W_Q"`` or ``"W_V W_O"``.
+    ax : Axes, optional
+        Where to draw; new axes by default.
+    """
+    p = product_index(product)
+    chosen = range(len(history.layer_names)) if layers is None else layers
+    ax = _axes(ax)
+    # Before anything has moved there is no rank to draw.
+    moved = history.frobenius_norm[:, p].any(-1)
+    for layer in chosen:
+        heads = history.layer == _layer(history, layer)
+        ranks = history.stable_rank[moved][:, p, heads]
+        mean, spread = ranks.mean(-1), ranks.std(-1)
+        (line,) = ax.plot(history.steps[moved], mean, label=history.layer_names[layer])
+        ax.fill_between(
+            history.steps[moved], mean - spread, mean + spread, color=line.get_color(), alpha=0.2,
+            lw=0,
+        )  # fmt: skip
+    ax.set_xlabel("optimizer step")
+    ax.set_ylabel(f"stable rank of {_LABELS[p]}")
+    ax.legend(frameon=False, fontsize="small")
+    ax.margins(x=0)
+    return ax
+
+
+def plot_final_spectrum(
+    history: SpectraHistory,
+    layer: int = 0,
+    product: int | str = 0,
+    *,
+    n_values: int | None = None,
+    ax: "Axes | None" = None,
+) -> "Axes":
+    """Draw the last change's spectrum beside the initial product's, each over its largest value.
+
+    The line is the mean over the layer's heads, the band their range (Figures 5, 11, 13, 15).
+
+    Parameters
+    ----------
+    history : SpectraHistory
+        Records to draw, best with all singular values kept (``n_values=None``).
+    layer : int
+        Which layer.
+    product : {0, 1} or name
+        ``"W_K W_Q"`` or ``"W_V W_O"``.
+    n_values : int, optional
+        Draw no more than so many values.
+    ax : Axes, optional
+        Where to draw; new axes by default.
+    """
+    p, heads = product_index(product), history.layer == _layer(history, layer)
+    final = history.singular_values[-1, p, heads, :n_values]
+    if not final[:, 0].all():
+        raise InvalidInputError(
+            f"{PRODUCTS[p]} of layer {layer} has a head that did not change: there is no spectrum "
+            "to normalize. Record after training."
+        )
+    initial = history.initial_singular_values[p, heads, :n_values]
+    ax = _axes(ax)
+    for values, label in ((initial, "initial product"), (final, f"change, {_LABELS[p]}")):
+        shares = values / values[:, :1]
+        rank = np.arange(1, shares.shape[1] + 1)
+        (line,) = ax.plot(rank, shares.mean(0), label=label)
+        ax.fill_between(rank, shares.min(0), shares.max(0), color=line.get_color(), alpha=0.2, lw=0)
+    ax.set_xlabel("index $k$")
+    ax.set_ylabel(r"$\sigma_k / \sigma_1$")
+    ax.set_title(history.layer_names[layer], fontsize="medium")
+    ax.legend(frameon=False, fontsize="small")
+    ax.set_ylim(0, 1.02)
+    return ax

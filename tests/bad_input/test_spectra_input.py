@@ -1,0 +1,167 @@
+"""Models and options that cannot be tracked: what the errors say."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+from torch import nn  # noqa: E402
+
+from dynalyze import spectra  # noqa: E402
+from dynalyze.errors import InvalidInputError  # noqa: E402
+
+
+def _model(width: int = 8) -> nn.Module:
+    torch.manual_seed(0)
+    layers = [nn.MultiheadAttention(width, 2) for _ in range(2)]
+    return nn.ModuleList(layers)
+
+
+def test_model_without_attention() -> None:
+    with pytest.raises(InvalidInputError, match=r"no attention .* in Linear: .*layouts=\{"):
+        spectra.track(nn.Linear(3, 3))
+
+
+def test_something_that_is_no_model() -> None:
+    with pytest.raises(InvalidInputError, match=r"got dict: .*track_checkpoints"):
+        spectra.track({})  # type: ignore[arg-type]
+
+
+def test_tied_layers() -> None:
+    model: Any = _model()
+    model[1].in_proj_weight = model[0].in_proj_weight
+    with pytest.raises(InvalidInputError, match=r"'0' and '1' share .*in_proj_weight.*allow_tied"):
+        spectra.track(model)
+    assert spectra.track(model, layers="1").history.layer_names == ("1",)
+    assert len(spectra.track(model, allow_tied=True).history.layer_names) == 2
+
+
+def test_queries_tied_to_keys() -> None:
+    class Shared(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.num_heads = 2
+            self.q_proj = self.k_proj = nn.Linear(8, 8)
+            self.v_proj, self.o_proj = nn.Linear(8, 8), nn.Linear(8, 8)
+
+    with pytest.raises(InvalidInputError, match=r"for both W_Q and W_K"):
+        spectra.track(Shared())
+
+
+def test_frozen_weights() -> None:
+    model = _model().requires_grad_(False)
+    with pytest.raises(InvalidInputError, match=r"none of the attention weights is trained"):
+        spectra.track(model)
+    assert len(spectra.track(model, allow_frozen=True).history.steps) == 1
+    model[0].in_proj_weight.requires_grad_(True)  # type: ignore[index, union-attr]
+    assert len(spectra.track(model).history.steps) == 1
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.float8_e4m3fn])
+def test_quantized_weights(dtype: torch.dtype) -> None:
+    model: Any = _model()
+    model[1].out_proj.weight = nn.Parameter(
+        model[1].out_proj.weight.detach().to(dtype), requires_grad=False
+    )
+    with pytest.raises(InvalidInputError, match=r"1\.out_proj\.weight has dtype .*dequantize"):
+        spectra.track(model)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
+def test_weights_packed_by_a_quantized_layer() -> None:
+    class Apart(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.num_heads = 2
+            self.q_proj, self.k_proj = nn.Linear(8, 8), nn.Linear(8, 8)
+            self.v_proj, self.o_proj = nn.Linear(8, 8), nn.Linear(8, 8)
+
+    packed = torch.ao.quantization.quantize_dynamic(Apart(), {nn.Linear}, dtype=torch.qint8)
+    with pytest.raises(InvalidInputError, match=r"q_proj\.weight is a method.*dequantize"):
+        spectra.attention_products(packed)
+
+
+def test_weights_on_the_meta_device() -> None:
+    with pytest.raises(InvalidInputError, match=r"held in memory.*device meta"):
+        spectra.track(_model().to("meta"))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite(value: float) -> None:
+    model: Any = _model()
+    tracker = spectra.track(model)
+    with torch.no_grad():
+        model[1].in_proj_weight[3, 3] = value
+    with pytest.raises(InvalidInputError, match=r"'1' has weights that are NaN .* at step 1: "):
+        tracker.step()
+    assert tracker.history.steps.tolist() == [0]
+    with pytest.raises(InvalidInputError, match=r"at the start"):
+        spectra.track(model)
+
+
+def test_architecture_that_changes_between_checkpoints() -> None:
+    first, wider = _model(8).state_dict(), _model(16).state_dict()
+    with pytest.raises(InvalidInputError, match=r"shape .* at step 1, .* the architecture changed"):
+        spectra.track_checkpoints([first, wider], n_heads=2)
+    shorter = {name: w for name, w in first.items() if not name.startswith("1.")}
+    with pytest.raises(InvalidInputError, match=r"lacks 2 of 4 attention weights.*1\.in_proj"):
+        spectra.track_checkpoints([first, shorter], n_heads=2)
+
+
+def test_checkpoints_that_do_not_tell_enough() -> None:
+    state = _model().state_dict()
+    with pytest.raises(InvalidInputError, match=r"n_heads is not known"):
+        spectra.track_checkpoints([state])
+    with pytest.raises(InvalidInputError, match=r"24 rows, .* 3 parts of 3 heads"):
+        spectra.track_checkpoints([state], n_heads=3)
+    with pytest.raises(InvalidInputError, match=r"no attention layer .*\(weight, …\)"):
+        spectra.track_checkpoints([{"weight": torch.ones(2, 2)}], n_heads=2)
+    with pytest.raises(InvalidInputError, match=r"checkpoints is empty"):
+        spectra.track_checkpoints([])
+    with pytest.raises(InvalidInputError, match=r"steps has 1 entries for 2"):
+        spectra.track_checkpoints([state, state], n_heads=2, steps=[0])
+    with pytest.raises(FileNotFoundError, match=r"no checkpoint at"):
+        spectra.track_checkpoints(["missing.safetensors"], n_heads=2)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"every": 0}, r"every must be at least 1 step, got 0"),
+        ({"n_values": 0}, r"n_values must be at least 1 or None, got 0"),
+        ({"spectrum": "all"}, r"spectrum must be 'leading' or 'full', got 'all'"),
+        ({"n_directions": -1}, r"n_directions must not be negative, got -1"),
+        ({"rank_tolerance": 1.0}, r"rank_tolerance must lie between 0 and 1, got 1.0"),
+        ({"dtype": torch.float16}, r"dtype must be torch.float32, .* got torch.float16"),
+        ({"layers": "decoder.*"}, r"layers='decoder.\*' matches none .*: 0, 1\."),
+        ({"layouts": {"0": spectra.AttentionLayout("q", "k", "v")}}, r"does not fit module '0'"),
+    ],
+)
+def test_options_out_of_range(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(InvalidInputError, match=message):
+        spectra.track(_model(), **options)
+
+
+def test_state_of_another_run() -> None:
+    first, second = spectra.track(_model()), spectra.track(nn.ModuleList([_model()[0]]))  # type: ignore[index]
+    with pytest.raises(InvalidInputError, match=r"from another start"):
+        second.load_state_dict(first.state_dict())
+    other = spectra.track(_model(), n_values=3)
+    with pytest.raises(InvalidInputError, match=r"keeps 8 values .*same n_values"):
+        other.load_state_dict(first.state_dict())
+
+
+def test_questions_about_records_that_do_not_exist() -> None:
+    history = spectra.track(_model()).history
+    with pytest.raises(InvalidInputError, match=r"step=7 was not recorded: choose one of 0"):
+        history.index(7)
+    with pytest.raises(InvalidInputError, match=r"no layer=0, head=2: .*\[2, 2\] heads"):
+        history.unit(0, 2)
+    with pytest.raises(InvalidInputError, match=r"product must be one of W_K W_Q, W_V W_O"):
+        history.plot_spectra(product="QK")
+    with pytest.raises(InvalidInputError, match=r"layer must lie in 0 … 1, got 2"):
+        history.plot_stable_rank([2])
+    with pytest.raises(InvalidInputError, match=r"did not change"):
+        spectra.plot_final_spectrum(history)
+    assert np.isfinite(history.stable_rank).all()

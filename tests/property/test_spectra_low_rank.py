@@ -1,0 +1,112 @@
+"""Invariants of the spectra computed from factors."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+torch = pytest.importorskip("torch")
+
+from dynalyze.spectra.history import effective_rank_bounds  # noqa: E402
+from dynalyze.spectra.low_rank import (  # noqa: E402
+    Reference,
+    change_core,
+    full_vectors,
+    leading_part,
+    principal_angles,
+)
+
+
+def _factors(d: int, m: int, n_heads: int, decay: float, seed: int) -> tuple[torch.Tensor, ...]:
+    generator = torch.Generator().manual_seed(seed)
+    start = [torch.randn(n_heads, d, m, generator=generator).double() for _ in range(2)]
+    scales = torch.arange(1, m + 1).double() ** -decay
+    moves = [torch.randn(n_heads, d, m, generator=generator).double() * scales for _ in range(2)]
+    return (*start, *(a + b for a, b in zip(start, moves, strict=True)))
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    d=st.integers(2, 40),
+    m=st.integers(1, 24),
+    decay=st.floats(0, 3),
+    size=st.sampled_from([1e-12, 1e-4, 1.0, 1e8]),
+    n_values=st.sampled_from([None, 1, 3]),
+    seed=st.integers(0, 1000),
+)
+def test_values_norm_and_vectors_against_the_dense_change(
+    *, d: int, m: int, decay: float, size: float, n_values: int | None, seed: int
+) -> None:
+    a0, b0, a1, b1 = (size * f for f in _factors(d, m, 3, decay, seed))
+    left, right = Reference.of(a0), Reference.of(b0)
+    reduced = left.reduce(a1), right.reduce(b1)
+    core = change_core(*reduced)
+    assert core.shape[-1] <= min(d, 2 * m)
+    leading = leading_part(core, n_values, 2)
+    dense = a1 @ b1.mT - a0 @ b0.mT
+    exact = torch.linalg.svdvals(dense)
+    tolerance = 1e-6 * float(exact.max())
+    torch.testing.assert_close(
+        leading.values, exact[:, : leading.values.shape[1]], rtol=0, atol=tolerance
+    )
+    torch.testing.assert_close(
+        leading.frobenius, torch.linalg.matrix_norm(dense), rtol=1e-12, atol=0
+    )
+    u, v = full_vectors(leading, (left, a1, reduced[0]), (right, b1, reduced[1]))
+    along = (u * (dense @ v)).sum(-2)
+    torch.testing.assert_close(along, exact[:, : along.shape[1]], rtol=0, atol=tolerance)
+
+
+@pytest.mark.parametrize("decay", [0.3, 1.0, 3.0])
+@pytest.mark.parametrize("n_values", [4, 10, None])
+def test_krylov_values_at_a_width_where_they_are_used(decay: float, n_values: int | None) -> None:
+    a0, b0, a1, b1 = (f.float() for f in _factors(320, 80, 4, decay, 0))
+    core = change_core(Reference.of(a0).reduce(a1), Reference.of(b0).reduce(b1))
+    leading = leading_part(core, n_values, 3)
+    exact = torch.linalg.svd(a1.double() @ b1.double().mT - a0.double() @ b0.double().mT)
+    k = leading.values.shape[1]
+    assert k == (n_values or 160)
+    error = (leading.values - exact.S[:, :k]).abs() / exact.S[:, :1]
+    assert error.max() < 2e-6
+    assert leading.left.shape == (4, 160, 3)
+
+
+@pytest.mark.parametrize("rank", [0, 1, 5])
+def test_krylov_space_larger_than_the_rank(rank: int) -> None:
+    generator = torch.Generator().manual_seed(rank)
+    left, right = (torch.randn(2, 200, rank, generator=generator) for _ in range(2))
+    matrix = left @ right.mT
+    leading = leading_part(matrix, 8, 4)
+    exact = torch.linalg.svdvals(matrix.double())[:, :8]
+    assert (leading.values - exact).abs().max() <= 2e-6 * exact.max()
+    assert bool(leading.values.isfinite().all())
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    values=st.lists(st.floats(1e-3, 10), min_size=1, max_size=12),
+    kept=st.integers(1, 12),
+)
+def test_bounds_of_the_effective_rank_hold(values: list[float], kept: int) -> None:
+    every = np.sort(np.array(values))[::-1]
+    total = np.linalg.norm(every)
+    shares = every**2 / total**2
+    exact = np.exp(-(shares * np.log(shares)).sum())
+    lower, upper = effective_rank_bounds(every[:kept], np.array(total), np.array(len(every)))
+    assert lower <= exact * (1 + 1e-9)
+    assert upper >= exact * (1 - 1e-9)
+    if kept >= len(every):
+        np.testing.assert_allclose([lower, upper], exact, rtol=1e-9)
+
+
+@settings(max_examples=30, deadline=None)
+@given(angles=st.lists(st.floats(0, np.pi / 2), min_size=1, max_size=3), seed=st.integers(0, 99))
+def test_principal_angles_of_planes_turned_by_known_angles(angles: list[float], seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    basis = torch.linalg.qr(torch.randn(1, 9, 6, generator=generator).double())[0]
+    turn = torch.tensor(angles).double()
+    r = len(angles)
+    first, second = basis[..., :r], basis[..., :r] * turn.cos() + basis[..., r : 2 * r] * turn.sin()
+    mixed = first @ torch.linalg.qr(torch.randn(1, r, r, generator=generator).double())[0]
+    found = principal_angles(mixed, second)[0].numpy()
+    np.testing.assert_allclose(found, np.sort(angles), atol=1e-7)
