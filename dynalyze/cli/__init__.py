@@ -10,10 +10,10 @@ import sys
 from collections.abc import Sequence
 
 from dynalyze import __version__
-from dynalyze.cli import predict
+from dynalyze.cli import predict, track
 from dynalyze.errors import DynalyzeError
 
-COMMANDS = (predict,)
+COMMANDS = (predict, track)
 
 EXIT_CODES = """\
 exit codes:

@@ -1,14 +1,6 @@
 """Ranks in real transformers: spectra of the attention products of any PyTorch model."""
 
-from dynalyze.errors import MissingDependencyError
-
-try:
-    import torch as _torch  # noqa: F401
-except ImportError as error:
-    raise MissingDependencyError(
-        "dynalyze.spectra reads PyTorch models: pip install 'dynalyze[torch]'."
-    ) from error
-
+import dynalyze._torch  # noqa: F401  (says what to install where torch is missing)
 from dynalyze.spectra.attention import AttentionProducts, attention_products
 from dynalyze.spectra.callbacks import lightning_callback, trainer_callback
 from dynalyze.spectra.checkpoints import open_checkpoint, track_checkpoints

@@ -1,0 +1,102 @@
+"""``dynalyze track``: ranks of the change of attention products between saved checkpoints."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from typing import Any
+
+from dynalyze.cli import _arguments
+
+
+def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Declare the subcommand."""
+    parser = subparsers.add_parser(
+        "track",
+        help="ranks of the change of W_K W_Q^T and W_V W_O^T between checkpoints",
+        description="Follow, per attention head, the change of W_K W_Q^T and W_V W_O^T since the "
+        "first checkpoint: its singular values and its stable, numerical and effective rank. "
+        "Checkpoints are read one at a time; the attention layers are recognised by the names of "
+        "their weights.",
+    )
+    parser.add_argument(
+        "checkpoints",
+        nargs="+",
+        metavar="CHECKPOINT",
+        help="safetensors or PyTorch files, or folders that hold one, in the order of training",
+    )
+    parser.add_argument(
+        "--heads",
+        type=int,
+        metavar="H",
+        help="heads per layer (default: from the config.json beside the first checkpoint)",
+    )
+    parser.add_argument(
+        "--reference",
+        metavar="CHECKPOINT",
+        help="measure the change from these weights (default: the first checkpoint)",
+    )
+    parser.add_argument(
+        "--steps",
+        type=int,
+        nargs="+",
+        metavar="N",
+        help="training step of each checkpoint (default: the last number in each name)",
+    )
+    parser.add_argument(
+        "--layers", nargs="+", metavar="PATTERN", help="only these layers, such as 'blocks.0.*'"
+    )
+    parser.add_argument(
+        "--rank-tolerance",
+        type=float,
+        default=0.01,
+        metavar="T",
+        help="share of the largest singular value that counts in the numerical rank "
+        "(default: %(default)s)",
+    )
+    _arguments.add_output(parser, "spectra")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of the table")
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Read the checkpoints, print the ranks, and write what was asked for."""
+    from dynalyze.spectra import track_checkpoints
+
+    history = track_checkpoints(
+        arguments.checkpoints,
+        n_heads=arguments.heads,
+        steps=arguments.steps,
+        reference=arguments.reference,
+        layers=arguments.layers,
+        rank_tolerance=arguments.rank_tolerance,
+    )
+    if arguments.out:
+        history.save(arguments.out)
+    print(json.dumps(_as_json(history), indent=2) if arguments.json else history.summary())
+    if arguments.plot:
+        _arguments.use_headless_backend()
+        _arguments.write_figure(history.plot_stable_rank(), arguments.plot)
+    return 0
+
+
+def _as_json(history: Any) -> dict[str, Any]:
+    from dynalyze.spectra import PRODUCTS
+
+    return {
+        "steps": history.steps.tolist(),
+        "heads": [
+            {
+                "layer": history.layer_names[layer],
+                "head": int(head),
+                "product": product,
+                "stable_rank": history.stable_rank[:, p, n].tolist(),
+                "effective_rank": history.effective_rank[:, p, n].tolist(),
+                "numerical_rank": history.numerical_rank[:, p, n].tolist(),
+                "frobenius_norm": history.frobenius_norm[:, p, n].tolist(),
+                "singular_values": history.singular_values[-1, p, n].tolist(),
+            }
+            for n, (layer, head) in enumerate(zip(history.layer, history.head, strict=True))
+            for p, product in enumerate(PRODUCTS)
+        ],
+    }
