@@ -34,7 +34,7 @@ def plot_stages(prediction: StagePrediction, ax: Axes | None = None) -> Axes:
     ax, products = _panels(ax)
     times = prediction.times
     # Late stages come at many times the first ones' time: a logarithmic axis shows them all.
-    logarithmic = times.size > 1 and times[-1] > 20 * times[0]
+    logarithmic = times.size > 1 and times[-1] > 8 * times[0]
     end = (times[-1] * (1.6 if logarithmic else 1.12)) if times.size else 1.0
     start = times[0] / 1.6 if logarithmic else 0.0
     edges = np.concatenate([[start], times, [end]])
@@ -96,7 +96,7 @@ def _panels(ax: Axes | None) -> tuple[Axes, Axes]:
         from matplotlib import pyplot as plt
 
         _, ax = plt.subplots(figsize=(8.5, 6))
-        ax.figure.subplots_adjust(left=0.09, right=0.79, top=0.97, bottom=0.09)
+        ax.figure.subplots_adjust(left=0.09, right=0.79, top=0.94, bottom=0.09)
     return ax, make_axes_locatable(ax).append_axes("bottom", size="120%", pad=0.12, sharex=ax)
 
 

@@ -1,4 +1,4 @@
-"""What a user may get wrong with `predict_stages`: one clear error each, or a result that says so."""
+"""What a user may get wrong with `predict_stages`: a clear error each, or a result that says so."""
 
 import numpy as np
 import pytest
