@@ -4,8 +4,10 @@ import dynalyze._torch  # noqa: F401  (says what to install where torch is missi
 from dynalyze.spectra.attention import AttentionProducts, attention_products
 from dynalyze.spectra.callbacks import lightning_callback, trainer_callback
 from dynalyze.spectra.checkpoints import open_checkpoint, track_checkpoints
+from dynalyze.spectra.detection import DetectedStages, detect_stages
 from dynalyze.spectra.history import PRODUCTS, SpectraHistory
 from dynalyze.spectra.layouts import AttentionLayout, WeightSlice
+from dynalyze.spectra.lora import LoraRanks, suggest_lora_ranks
 from dynalyze.spectra.plotting import plot_final_spectrum, plot_spectra, plot_stable_rank
 from dynalyze.spectra.tracker import Tracker, track
 
@@ -13,15 +15,19 @@ __all__ = [
     "PRODUCTS",
     "AttentionLayout",
     "AttentionProducts",
+    "DetectedStages",
+    "LoraRanks",
     "SpectraHistory",
     "Tracker",
     "WeightSlice",
     "attention_products",
+    "detect_stages",
     "lightning_callback",
     "open_checkpoint",
     "plot_final_spectrum",
     "plot_spectra",
     "plot_stable_rank",
+    "suggest_lora_ranks",
     "track",
     "track_checkpoints",
     "trainer_callback",

@@ -148,15 +148,19 @@ def _open_torch(path: Path) -> Mapping[str, Tensor]:
     return weights
 
 
-def stored_lookup(weights: Mapping[str, Tensor], sources: Sequence[AttentionSource]) -> Lookup:
-    """Tensor of a source's name among stored weights, whose names may have another prefix.
+def source_names(sources: Sequence[AttentionSource]) -> list[str]:
+    """Names of all tensors that the sources are computed from, each once."""
+    return list(dict.fromkeys(name for source in sources for name in source.parameter_names()))
+
+
+def stored_lookup(weights: Mapping[str, Tensor], names: Sequence[str]) -> Lookup:
+    """Tensor of each of `names` among stored weights, whose names may have another prefix.
 
     Raises
     ------
     InvalidInputError
         If weights are missing.
     """
-    names = [name for source in sources for name in source.parameter_names()]
     # Training wrappers prepend a prefix when saving, or the model at hand carries one.
     endings = [key for key in weights if key == names[0] or key.endswith(f".{names[0]}")]
     for prefix in [ending.removesuffix(names[0]) for ending in endings]:
@@ -169,7 +173,7 @@ def stored_lookup(weights: Mapping[str, Tensor], sources: Sequence[AttentionSour
     missing = [name for name in names if name not in weights]
     where = getattr(weights, "path", "the checkpoint")
     raise InvalidInputError(
-        f"{where} lacks {len(missing)} of {len(names)} attention weights, the first being "
+        f"{where} lacks {len(missing)} of {len(names)} weights looked for, the first being "
         f"{missing[0]!r}: its architecture is another one, or its weights have other names."
     )
 
@@ -232,11 +236,12 @@ def track_checkpoints(
         sources = find_sources(model, layouts=layouts, layers=layers)
     else:
         sources = select_layers(_sources_of(weights, first, n_heads), layers)
+    names = source_names(sources)
     options = RecordOptions(n_values, spectrum, n_directions, rank_tolerance, dtype)
-    recorder = Recorder(sources, stored_lookup(weights, sources), options)
+    recorder = Recorder(sources, stored_lookup(weights, names), options)
     del weights
     for step, checkpoint in zip(steps, checkpoints, strict=True):
-        recorder.record(stored_lookup(_open(checkpoint), sources), int(step))
+        recorder.record(stored_lookup(_open(checkpoint), names), int(step))
     return recorder.history
 
 

@@ -40,6 +40,11 @@ class StoredWeight:
     transposed: bool = False
     adapters: tuple[Adapter, ...] = ()
 
+    def parameter_names(self) -> tuple[str, ...]:
+        """Names of the tensors that the weight is computed from."""
+        parts = [(adapter.a, adapter.b) for adapter in self.adapters]
+        return (self.name, *(name for pair in parts for name in pair))
+
     def whole(self, lookup: Lookup) -> Tensor:
         """Whole stored weight with its adapters added, (out, in), not less than float32."""
         weight = _float_matrix(self.name, lookup(self.name))
@@ -121,12 +126,8 @@ class AttentionSource:
 
     def parameter_names(self) -> tuple[str, ...]:
         """Names of all tensors that the factors are computed from, each once."""
-        names: dict[str, None] = {}
-        for weight in self.weights:
-            names[weight.name] = None
-            for adapter in weight.adapters:
-                names[adapter.a] = names[adapter.b] = None
-        return tuple(names)
+        names = [name for weight in self.weights for name in weight.parameter_names()]
+        return tuple(dict.fromkeys(names))
 
     def factors(self, lookup: Lookup) -> Factors:
         """Read the factors; `lookup` gives the tensor of a name."""

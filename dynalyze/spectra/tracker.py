@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from dynalyze.errors import InvalidInputError
 from dynalyze.spectra.attention import Layouts, check_trained, find_sources, model_lookup
+from dynalyze.spectra.checkpoints import open_checkpoint, source_names, stored_lookup
 from dynalyze.spectra.history import SpectraHistory
 from dynalyze.spectra.recorder import Recorder, RecordOptions
 
@@ -28,6 +29,7 @@ class Tracker:
         optimizer: torch.optim.Optimizer | None,
         reference: Mapping[str, Tensor],
     ) -> None:
+        self.model = model
         self._lookup = model_lookup(model)
         self._recorder = recorder
         self._every = every
@@ -207,15 +209,12 @@ def track(
     options = RecordOptions(n_values, spectrum, n_directions, rank_tolerance, dtype)
     sources = find_sources(model, layouts=layouts, layers=layers)
     check_trained(model, sources, allow_tied=allow_tied, allow_frozen=allow_frozen)
-    lookup = model_lookup(model)
+    lookup, names = model_lookup(model), source_names(sources)
     if reference is not None:
-        from dynalyze.spectra.checkpoints import open_checkpoint, stored_lookup
-
         stored = reference if isinstance(reference, Mapping) else open_checkpoint(reference)
-        now, then = lookup, stored_lookup(stored, sources)
+        now, then = lookup, stored_lookup(stored, names)
         # A reference is read from disk, the model may be on a GPU.
         lookup = lambda name: then(name).to(now(name).device)  # noqa: E731
-    names = dict.fromkeys(name for source in sources for name in source.parameter_names())
     kept = {name: _detached(lookup(name)) for name in names}
     recorder = Recorder(sources, kept.__getitem__, options)
     return Tracker(model, recorder, every=every, optimizer=optimizer, reference=kept)

@@ -105,7 +105,7 @@ def test_architecture_that_changes_between_checkpoints() -> None:
     with pytest.raises(InvalidInputError, match=r"shape .* at step 1, .* the architecture changed"):
         spectra.track_checkpoints([first, wider], n_heads=2)
     shorter = {name: w for name, w in first.items() if not name.startswith("1.")}
-    with pytest.raises(InvalidInputError, match=r"lacks 2 of 4 attention weights.*1\.in_proj"):
+    with pytest.raises(InvalidInputError, match=r"lacks 2 of 4 weights.*1\.in_proj"):
         spectra.track_checkpoints([first, shorter], n_heads=2)
 
 
@@ -165,3 +165,41 @@ def test_questions_about_records_that_do_not_exist() -> None:
     with pytest.raises(InvalidInputError, match=r"did not change"):
         spectra.plot_final_spectrum(history)
     assert np.isfinite(history.stable_rank).all()
+
+
+def test_detection_options_and_too_few_records() -> None:
+    tracker = spectra.track(_model())
+    with pytest.raises(InvalidInputError, match=r"has 1 records, fewer than persistence=3"):
+        spectra.detect_stages(tracker.history)
+    for option, message in (
+        ({"threshold": 1.0}, r"threshold must lie between 0 and 1, got 1.0"),
+        ({"noise_factor": 1.0}, r"noise_factor must exceed 1, got 1.0"),
+        ({"persistence": 0}, r"persistence must be at least 1 record, got 0"),
+    ):
+        with pytest.raises(InvalidInputError, match=message):
+            spectra.detect_stages(tracker.history, **option)  # type: ignore[arg-type]
+
+
+def test_lora_ranks_of_what_cannot_be_adapted_or_compared() -> None:
+    state = {"block.q_proj.weight": torch.ones(4, 4), "block.mlp.weight": torch.ones(4, 4)}
+    wider = {name: torch.ones(8, 8) for name in state}
+    bad = {name: torch.full((4, 4), torch.nan) for name in state}
+    suggest = spectra.suggest_lora_ranks
+    with pytest.raises(InvalidInputError, match=r"no module that LoRA can adapt .*Multihead"):
+        suggest(_model().state_dict(), _model().state_dict())
+    with pytest.raises(
+        InvalidInputError, match=r"mlp\.weight has shape \(4, 4\) before and \(8, 8\)"
+    ):
+        suggest(state, wider, modules="*.mlp")
+    with pytest.raises(InvalidInputError, match=r"q_proj\.weight holds NaN"):
+        suggest(state, bad, modules=["*q_proj"])
+    with pytest.raises(InvalidInputError, match=r"lacks 1 of 1 weights looked for"):
+        suggest(state, {"x": torch.ones(4, 4)}, modules="*.mlp")
+    with pytest.raises(InvalidInputError, match=r"after is missing"):
+        suggest(state)
+    with pytest.raises(InvalidInputError, match=r"after must be left out"):
+        suggest(spectra.track(_model()), state)
+    with pytest.raises(InvalidInputError, match=r"share must lie in \(0, 1\], got 0"):
+        suggest(state, state, share=0)
+    with pytest.raises(InvalidInputError, match=r"max_rank must be at least 1, got 0"):
+        suggest(state, state, max_rank=0)
