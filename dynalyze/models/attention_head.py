@@ -142,7 +142,8 @@ class AttentionHead:
         )
         factor = squared_loss_factor(loss, X.shape[1] * X.shape[2])
         weight = factor * normalized_sample_weight(sample_weight, len(X))
-        return AttentionHeadObjective(self, X, y, weight)
+        kept = weight > 0.0
+        return AttentionHeadObjective(self, X[kept], y[kept], weight[kept])
 
     def _inputs(self, X: ArrayLike) -> FloatArray:
         inputs = as_finite_array(X, "X", ("n_samples", "n_tokens", "d_model"))

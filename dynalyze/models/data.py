@@ -74,7 +74,8 @@ def as_finite_array(values: ArrayLike, name: str, axes: Sequence[str]) -> FloatA
             raise InvalidInputError(
                 f"{name} is empty, with shape {array.shape}: {axis} must be at least 1"
             )
-    result = np.ascontiguousarray(array, dtype=np.float64)
+    with np.errstate(over="ignore"):  # numbers beyond float64 become infinite, and are reported
+        result = np.ascontiguousarray(array, dtype=np.float64)
     finite = np.isfinite(result)
     if not finite.all():
         first = np.unravel_index(int(np.argmin(finite)), result.shape)
