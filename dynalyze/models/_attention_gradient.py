@@ -208,11 +208,11 @@ def fold(E: int, n_tokens: int) -> None:
 
 
 @numba.njit(cache=True, nogil=True)
-def add_pairs(out: int, E: int, x: int, n_tokens: int, width: int, tile: int) -> None:
-    """Add Σ_{b ≤ a} E_ab x_ai x_bi, with E folded, to out[i]."""
+def add_pairs(out: int, E: int, x: int, n_tokens: int, width: int, tile: int, start: int) -> None:
+    """Add Σ_{b ≤ a} E_ab x_ai x_bi, with E folded, to out[i] for i ≥ start, a multiple of tile."""
     token = width * VECTOR_BYTES
     weights = (E, n_tokens * VECTOR_BYTES, VECTOR_BYTES)
-    for i in range(0, width, tile):
+    for i in range(start, width, tile):
         here = i * VECTOR_BYTES
         tokens = (x + here, token, VECTOR_BYTES)
         for part in range(n_tiles(n_tokens)):
@@ -285,7 +285,7 @@ def loss_and_gradient(
             token_products(D, r, x, n_tokens, width)
             logit_gradient(D, A, omega, n_tokens)
             fold(D, n_tokens)
-            add_pairs(dp_sum, D, x, n_tokens, width, tile)
+            add_pairs(dp_sum, D, x, n_tokens, width, tile, 0)
         out[chunk, 0] = 0.5 * lane_sum(load(loss_sum))
         for i in range(2 * width):
             out[chunk, 1 + i] = lane_sum(load(dp_sum + i * VECTOR_BYTES))

@@ -163,6 +163,7 @@ def hessian_columns(
     tile: int,
     p_columns: IntArray,
     q_columns: IntArray,
+    lower: bool,
     bounds: IntArray,
     first: int,
     last: int,
@@ -179,6 +180,8 @@ def hessian_columns(
         p, q and q², padded with zeros.
     p_columns, q_columns : ndarray of int
         Columns wanted in p and in q, the latter counted from 0.
+    lower : bool
+        Whether entries above the diagonal of H_pp may be left out.
     workspace : ndarray
         From `hessian_workspace`.
     out : ndarray, shape (n_chunks, 2 n_p + n_q + 1, width)
@@ -226,11 +229,12 @@ def hessian_columns(
                 token_products(D_dot, A_dot, G, n_tokens, n_tokens)
                 logit_gradient_along(D_dot, A_dot, A, e, n_tokens)
                 fold(D_dot, n_tokens)
-                add_pairs(place, D_dot, x, n_tokens, width, tile)
+                start = p_columns[k] // tile * tile if lower else 0
+                add_pairs(place, D_dot, x, n_tokens, width, tile, start)
             for k in range(len(q_columns)):
                 weights_along(D_dot, A, W, x, M, q_columns[k], omega, n_tokens, width)
                 fold(D_dot, n_tokens)
-                add_pairs(q_sums + k * token, D_dot, x, n_tokens, width, tile)
+                add_pairs(q_sums + k * token, D_dot, x, n_tokens, width, tile, 0)
         for n in range(n_rows):
             for i in range(width):
                 out[chunk, n, i] = lane_sum(load(sums + (n * width + i) * VECTOR_BYTES))

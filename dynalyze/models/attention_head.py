@@ -234,7 +234,7 @@ class AttentionHeadObjective:
         columns = as_product_indices(indices, self.n_products)
         d = self._model.d_model
         in_p = columns < d
-        # All columns in p hold those in q too, which are then had for nothing.
+        # By symmetry all columns in p hold those in q too, and half of H_pp is enough.
         everything = len(columns) > d
         p_columns = np.arange(d) if everything else columns[in_p]
         q_columns = columns[:0] if everything else columns[~in_p] - d
@@ -251,6 +251,7 @@ class AttentionHeadObjective:
                 self._tile,
                 p_columns,
                 q_columns,
+                everything,
                 self._bounds,
                 first,
                 last,
@@ -263,7 +264,8 @@ class AttentionHeadObjective:
         total = parts.sum(axis=0)[:, :d].T
         in_both, mixed, diagonal = total[:, : 2 * n_p], total[:, 2 * n_p : -1], total[:, -1]
         if everything:
-            p_block, mixed = in_both[:, 0::2], in_both[:, 1::2].T
+            lower, mixed = np.tril(in_both[:, 0::2]), in_both[:, 1::2].T
+            p_block = lower + np.tril(lower, -1).T
             hessian = np.block([[p_block, mixed], [mixed.T, np.diag(diagonal)]])
             return hessian[:, columns]
         result = np.zeros((2 * d, len(columns)))
