@@ -76,6 +76,7 @@ def test_a_sample_of_weight_zero_changes_nothing(problem):
     assert_same(extended, evaluate(X, y, theta, weight))
 
 
+@pytest.mark.filterwarnings("ignore::dynalyze.errors.ConstantFeatureWarning")  # one token, repeated
 @settings(deadline=None, max_examples=40)
 @given(problems())
 def test_integer_weights_count_repeated_samples(problem):

@@ -8,31 +8,31 @@ docs/benchmarks/head_gradient.md.
 """
 
 import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
 
 import llvmlite.binding
 
-# The libraries read these when they are loaded; Numba's and PyTorch's threads are set below.
-os.environ["OMP_NUM_THREADS"] = os.environ["OPENBLAS_NUM_THREADS"] = "1"
-if llvmlite.binding.get_host_cpu_features().get("avx512f"):
-    # OpenBLAS does not know every processor, and then takes slower kernels than it has.
-    os.environ["OPENBLAS_CORETYPE"] = "SkylakeX"
+# NumPy's OpenBLAS reads these when it is loaded; PyTorch's threads are set below.
+FRESH = "numpy" not in sys.modules
+if FRESH:
+    os.environ["OMP_NUM_THREADS"] = os.environ["OPENBLAS_NUM_THREADS"] = "1"
+    if llvmlite.binding.get_host_cpu_features().get("avx512f"):
+        # OpenBLAS does not know every processor, and then takes slower kernels than it has.
+        os.environ["OPENBLAS_CORETYPE"] = "SkylakeX"
 
-import platform
-import time
-from collections.abc import Callable
-from pathlib import Path
+import numba  # noqa: E402
+import numpy as np  # noqa: E402
+import torch  # noqa: E402
 
-import numba
-import numpy as np
-import torch
-
-import dynalyze
-from dynalyze.models import AttentionHead
+from dynalyze.models import AttentionHead  # noqa: E402
+from validation import report  # noqa: E402
 
 SHAPE = (1000, 10, 50)
 ROUNDS = 60
 REPEATS = 3  # calls in a row in each round, so that data may be in cache, as in a solver
-OUTPUT = Path(__file__).parents[2] / "docs" / "benchmarks" / "head_gradient.md"
 N_SAMPLES, N_TOKENS, D = SHAPE
 # Four products of tokens × tokens × features per sample, two operations each, no symmetry used
 NOMINAL = 8.0 * N_SAMPLES * N_TOKENS**2 * D
@@ -155,21 +155,10 @@ def interleaved(
     return {name: (min(values), float(np.median(values))) for name, values in times.items()}
 
 
-def processor() -> str:
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        for line in info.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor()
-
-
-def table(header: list[str], rows: list[list[str]]) -> str:
-    lines = [header, ["---"] + ["---:"] * (len(header) - 1), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
 def main() -> None:
+    if not FRESH:
+        subprocess.run([sys.executable, "-m", "validation.benchmarks.head_gradient"], check=True)
+        return
     rng = np.random.default_rng(0)
     X, y = rng.standard_normal((2, *SHAPE))
     theta = 0.3 * rng.standard_normal(2 * D)
@@ -243,60 +232,45 @@ def main() -> None:
                 "–" if torch_time is None else f"{torch_time[0]:.0f}",
             ]
         )
-    text = f"""# Gradient and Hessian of the attention head
-
-`python -m validation.benchmarks.head_gradient`, {N_SAMPLES} samples, {N_TOKENS} tokens, {D}
-features, float64.
-{processor()}, {os.cpu_count()} cores; Python {platform.python_version()}, dynalyze
-{dynalyze.__version__}, Numba {numba.__version__}, NumPy {np.__version__}, PyTorch
-{torch.__version__}.
-
+    gradient_table = report.table(
+        ["", "best", "median", "best / dynalyze's best", "share of dgemm's rate"], gradient_rows
+    )
+    hessian_header = ["columns", "best", "median", "best, 2 threads", "in our gradients"]
+    hessian_table = report.table(
+        [*hessian_header, "in plain-loop gradients", "torch.func"], hessian_rows
+    )
+    body = f"""
+{N_SAMPLES} samples, {N_TOKENS} tokens, {D} features, float64.
 All times are milliseconds, the smallest and the median over {ROUNDS} interleaved rounds of
-{
-        REPEATS
-    } calls in a row (torch.func: 3 rounds of one call), in one run; ratios and shares are of the
-smallest, because other work on the machine only ever adds time. One thread unless it says
-otherwise. All results were compared before timing.
+{REPEATS} calls in a row (torch.func: 3 rounds of one call), in one run. Ratios and shares are of
+the smallest, because other work on the machine only ever adds time; medians far above them mean
+that the machine was busy. One thread unless it says otherwise. All results were compared before
+timing.
 
 ## Loss and gradient
 
-The operations are counted as {
-        NOMINAL / 1e6:.0f} million, four products of tokens × tokens × features
-per sample without use of symmetry (dynalyze does about three quarters of them), and compared with
-a {SQUARE} × {SQUARE} matrix product (dgemm of the OpenBLAS within NumPy, AVX-512 kernels where the
+The operations are counted as {NOMINAL / 1e6:.0f} million: four products of tokens × tokens ×
+features per sample, without use of symmetry (dynalyze does about three quarters of them). They are
+compared with a {SQUARE} × {SQUARE} matrix product (dgemm of NumPy's OpenBLAS, AVX-512 kernels where the
 machine has them) on one thread, timed in the same rounds: at best {rate / 1e9:.0f} × 10⁹ operations
 per second.
 
-{
-        table(
-            ["", "best", "median", "best / dynalyze's best", "share of dgemm's rate"],
-            gradient_rows,
-        )
-    }
+{gradient_table}
 
 ## Hessian columns
 
 Columns chosen at random among all {2 * D}, half of which are cheap (those of W_V W_O).
 torch.func is forward over reverse, column by column.
 
-{
-        table(
-            [
-                "columns",
-                "best",
-                "median",
-                "best, 2 threads",
-                "in our gradients",
-                "in plain-loop gradients",
-                "torch.func",
-            ],
-            hessian_rows,
-        )
-    }
+{hessian_table}
 """
-    print(text)
-    OUTPUT.parent.mkdir(parents=True, exist_ok=True)
-    OUTPUT.write_text(text, encoding="utf-8")
+    report.write(
+        "benchmarks/head_gradient.md",
+        "Gradient and Hessian of the attention head",
+        body,
+        module="validation.benchmarks.head_gradient",
+        packages=("numpy", "numba", "llvmlite", "torch"),
+    )
 
 
 if __name__ == "__main__":
