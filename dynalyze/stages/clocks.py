@@ -75,6 +75,7 @@ class FiniteScaleClock:
         self._log_visible = float(np.log(visible_size))
         self.z = init.z0.copy()  # (p,)
         self.time = 0.0
+        self.overlaps: list[float] = []  # of each transition so far, see `_overlap`
 
     def waits(self, field: FloatArray, active: BoolArray, zero: float) -> FloatArray:
         """Flow time until |θ_i| reaches the visible size, shape (p,); negative if just past."""
@@ -98,7 +99,9 @@ class FiniteScaleClock:
         passive = np.ones(self.z.size, dtype=bool)
         passive[start.support] = False
         passive[j] = False
-        self.z[passive] += lead * start.field[passive] + orbit.z_end[passive]
+        self.z[passive] += lead * start.field[passive]
+        self.overlaps.append(self._overlap(passive, transition))
+        self.z[passive] += orbit.z_end[passive]
         # The balanced chart has z = ½ s log|θ|; what left goes on from there in the exact one.
         offset = self._size_to_z(0.0)
         for i in transition.left:
@@ -107,6 +110,25 @@ class FiniteScaleClock:
         onset_time = self.time + lead
         self.time = onset_time + float(orbit.times[-1])
         return onset_time
+
+    def _overlap(self, passive: BoolArray, transition: Transition) -> float:
+        """Largest fraction by which a passive product, at its largest on the orbit, moves it.
+
+        θ_i moves the active products by −H_AA⁻¹ H_Ai θ_i, to first order. The orbit leaves that
+        out, so this bounds what the log coordinates miss in the transition.
+        """
+        end, orbit = transition.end, transition.orbit
+        others = passive.copy()
+        others[end.support] = False
+        if not end.support.size or not others.any():
+            return 0.0
+        shift = np.linalg.solve(end.hessian[end.support], end.hessian[others].T)
+        coupling = np.abs(shift / end.theta[end.support][:, None]).max(axis=0)
+        z = self.z[others]
+        size = np.maximum(np.abs(z + orbit.z_lowest[others]), np.abs(z + orbit.z_highest[others]))
+        with np.errstate(divide="ignore"):
+            log_overlap = np.log(coupling) + 2 * size + self._log_abs_c[others] - np.log(4)
+        return float(np.exp(min(log_overlap.max(), 0.0)))
 
     def _size_to_z(self, log_size: float) -> FloatArray:
         """|z| at which |θ| = e^{log_size}, for |θ| far above |c|; shape (p,)."""

@@ -11,6 +11,7 @@ from dynalyze._typing import FloatArray, IntArray
 from dynalyze.errors import InvalidInputError
 from dynalyze.stages.algorithm import Stage
 
+_SEPARATED = 0.02  # sum of overlaps up to which jump times are exact but for a small fraction
 UNITS = ("flow", "rescaled", "steps")
 
 
@@ -25,12 +26,13 @@ class FiniteScaleStages:
     coordinates: IntArray  # (M,), product that activates
     signs: IntArray  # (M,), ±1
     onsets: FloatArray  # (M,), flow time at which each orbit starts
+    overlaps: FloatArray  # (M,), fraction by which other products disturb each orbit, at most 1
     orbit_starts: IntArray  # (M+1,), where each orbit starts in the two arrays below
     orbit_times: FloatArray  # flow time since the onset, all orbits after one another
     orbit_log_sizes: FloatArray  # log|θ| of the activating product at those times
 
     @classmethod
-    def from_stages(cls, stages: list[Stage], log10_alpha: float) -> Self:
+    def from_stages(cls, stages: list[Stage], overlaps: list[float], log10_alpha: float) -> Self:
         """Collect the stages that the recursion found on the clock of an initialization."""
         orbits = [stage.transition.orbit for stage in stages]
         empty = [np.empty(0)]
@@ -39,10 +41,20 @@ class FiniteScaleStages:
             coordinates=np.array([s.activation.coordinate for s in stages], dtype=np.int64),
             signs=np.array([s.activation.sign for s in stages], dtype=np.int64),
             onsets=np.array([s.onset_time for s in stages], dtype=float),
+            overlaps=np.array(overlaps, dtype=float),
             orbit_starts=np.cumsum([0] + [orbit.times.size for orbit in orbits]),
             orbit_times=np.concatenate(empty + [orbit.times for orbit in orbits]),
             orbit_log_sizes=np.concatenate(empty + [orbit.log_size for orbit in orbits]),
         )
+
+    @property
+    def n_separated(self) -> int:
+        """Number of stages before the first whose transition overlaps another one.
+
+        An overlap shifts the log coordinates of everything that follows by up to its size, and
+        jump times by that over |g|; these add up, and are small for the stages counted here.
+        """
+        return int(np.count_nonzero(np.cumsum(self.overlaps) <= _SEPARATED))
 
     def jump_times(self, threshold: float) -> FloatArray:
         """Flow time at which each activating product crosses `threshold`, shape (M,).
@@ -62,19 +74,23 @@ class FiniteScaleStages:
         return times
 
     def jump_times_of(self, coordinates: IntArray, signs: IntArray, threshold: float) -> FloatArray:
-        """Jump times of the given activations, matched by product, sign and occurrence.
+        """Jump times of the given activations, shape (K,); NaN for those that do not occur."""
+        stages = self.stages_of(coordinates, signs)
+        return np.where(stages >= 0, np.append(self.jump_times(threshold), np.nan)[stages], np.nan)
 
-        NaN for those that do not occur from this initialization.
+    def stages_of(self, coordinates: IntArray, signs: IntArray) -> IntArray:
+        """Stage of each given activation, matched by product, sign and occurrence; shape (K,).
+
+        −1 for those that do not occur from this initialization.
         """
-        known: dict[tuple[int, int], list[float]] = {}
-        mine = zip(self.coordinates, self.signs, self.jump_times(threshold), strict=True)
-        for coordinate, sign, time in mine:
-            known.setdefault((int(coordinate), int(sign)), []).append(float(time))
+        known: dict[tuple[int, int], list[int]] = {}
+        for stage, mine in enumerate(zip(self.coordinates, self.signs, strict=True)):
+            known.setdefault((int(mine[0]), int(mine[1])), []).append(stage)
         matched = []
         for coordinate, sign in zip(coordinates, signs, strict=True):
             occurrences = known.get((int(coordinate), int(sign)), [])
-            matched.append(occurrences.pop(0) if occurrences else np.nan)
-        return np.array(matched, dtype=float)
+            matched.append(occurrences.pop(0) if occurrences else -1)
+        return np.array(matched, dtype=np.int64)
 
     def units_per_flow_time(self, unit: str, learning_rate: float | None = None) -> float:
         """Length in flow time of one unit of ``"flow"``, ``"rescaled"`` or ``"steps"``."""

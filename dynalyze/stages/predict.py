@@ -91,7 +91,7 @@ def predict_stages(
     Warns
     -----
     StagesOverlapWarning
-        If the scale of `init` does not separate every stage from its neighbours.
+        If, from `init`, a transition begins before the one before it has ended.
     """
     started = time.monotonic()
     _check_options(max_stages, max_seconds, field_tolerance, tie_tolerance)
@@ -153,24 +153,23 @@ def _at_finite_scale(
 ) -> FiniteScaleStages:
     """Run the recursion again on the clock of `init`; it shares the transitions found."""
     if not leading:
-        return FiniteScaleStages.from_stages([], init.log10_alpha)
+        return FiniteScaleStages.from_stages([], [], init.log10_alpha)
     largest = max(float(np.abs(s.transition.end.theta).max()) for s in leading)
     stages: list[Stage] = []
     clock = FiniteScaleClock(init, ONSET * largest)
     recurse(origin, clock, transitions, limits, names, stages.append)
-    return FiniteScaleStages.from_stages(stages, init.log10_alpha)
+    return FiniteScaleStages.from_stages(stages, clock.overlaps, init.log10_alpha)
 
 
 def _warn_of_overlap(prediction: StagePrediction, log10_alpha: float) -> None:
-    separated = prediction.log10_alpha_separated
-    overlapping = np.flatnonzero(separated < log10_alpha) + 1
+    overlapping = np.flatnonzero(~prediction.separated) + 1
     if not overlapping.size:
         return
     listed = ", ".join(map(str, overlapping[:10])) + (", …" if overlapping.size > 10 else "")
     warnings.warn(
         f"α = 1e{log10_alpha:g} does not separate {overlapping.size} of {prediction.n_stages} "
-        f"stages from their neighbours ({listed}): their order and jump times are less certain. "
-        f"All are separated below α = 1e{np.floor(separated.min()):g}; see log10_alpha_separated",
+        f"stages ({listed}): in them, or before them, two transitions overlap, and their order "
+        "and jump times are less certain. For smaller α see log10_alpha_separated",
         StagesOverlapWarning,
         stacklevel=3,
     )

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 
 from dynalyze._saved_files import read_saved, write_saved
-from dynalyze._typing import FloatArray, IntArray
+from dynalyze._typing import BoolArray, FloatArray, IntArray
 from dynalyze.errors import InvalidInputError, MissingDependencyError
 from dynalyze.stages.algorithm import Status
 from dynalyze.stages.finite import FiniteScaleStages
@@ -69,13 +69,32 @@ class StagePrediction:
 
         There the shortest of three rescaled times (the plateau before, the plateau after, and
         the runner-up's delay), times log(1/α), exceeds the duration of the transition. Above
-        it the transitions overlap, and neither times nor plateaus can be told apart.
+        it the transitions overlap, and neither times nor plateaus can be told apart, unless
+        the initial weights happen to keep them apart: `separated` knows a given one.
         """
         before = np.diff(self.times, prepend=0.0)
         after = np.append(before[1:], np.inf)
         room = np.minimum(np.minimum(before, after), self.gaps)
         with np.errstate(divide="ignore"):
             return -self.durations / room / np.log(10)
+
+    @property
+    def separated(self) -> BoolArray:
+        """Whether each stage is separated, with all before it, at the α of `init`; shape (K,).
+
+        Measured on the log coordinates from the given initialization: in each transition the
+        fraction by which the products that are still growing disturb it, summed over this
+        stage and those before, is at most 0.02. The log coordinates of what follows are right
+        to about that, which over |g| gives the error of a jump time.
+
+        Raises
+        ------
+        InvalidInputError
+            If the prediction was made without ``init``.
+        """
+        finite = self._finite("which stages are separated depends on the initialization")
+        stages = finite.stages_of(self.coordinates, self.signs)
+        return (stages >= 0) & (stages < finite.n_separated)
 
     def jump_times(
         self,
@@ -107,13 +126,17 @@ class StagePrediction:
         InvalidInputError
             If the prediction was made without ``init``, or an argument is not as above.
         """
+        finite = self._finite("jump times depend on the initialization")
+        times = finite.jump_times_of(self.coordinates, self.signs, threshold)
+        return times / finite.units_per_flow_time(unit, learning_rate)
+
+    def _finite(self, why: str) -> FiniteScaleStages:
         if self.finite is None:
             raise InvalidInputError(
-                "jump times depend on the initialization: call predict_stages(..., "
-                "init=Initialization(...)); `times` has the leading order without one"
+                f"{why}: call predict_stages(..., init=Initialization(...)); `times` has the "
+                "leading order without one"
             )
-        times = self.finite.jump_times_of(self.coordinates, self.signs, threshold)
-        return times / self.finite.units_per_flow_time(unit, learning_rate)
+        return self.finite
 
     def name(self, coordinate: int) -> str:
         """Readable name of a product."""

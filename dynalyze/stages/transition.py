@@ -34,6 +34,8 @@ class Orbit:
     times: FloatArray  # (m,), flow time since the activated product had size exp(log_size[0])
     log_size: FloatArray  # (m,), log|θ| of the activated product
     z_end: FloatArray  # (p,), z at times[-1] relaxed onto the plateau; off the support, its drift
+    z_lowest: FloatArray  # (p,), smallest z along the orbit; off the support, of its drift
+    z_highest: FloatArray  # (p,), largest z along the orbit
     duration: float  # flow time from 1% of the activated product's limit to 1% from the plateau
 
 
@@ -200,6 +202,8 @@ def _orbit(
         times=times,
         log_size=log_sizes[:, coordinate],
         z_end=_relaxed(z, chart, end),
+        z_lowest=samples.min(axis=0),
+        z_highest=samples.max(axis=0),
         duration=_duration(times, log_sizes, log_limit, end.support, coordinate),
     )
 
