@@ -10,6 +10,7 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from dynalyze import datasets, models
+    from dynalyze.checks.comparison import Comparison, compare
     from dynalyze.errors import DynalyzeError, DynalyzeWarning
     from dynalyze.flow.initialization import Initialization
     from dynalyze.flow.simulate import simulate
@@ -18,23 +19,27 @@ if TYPE_CHECKING:
     from dynalyze.stages.prediction import StagePrediction
 
 _HOMES = {
+    "Comparison": "checks.comparison",
     "DynalyzeError": "errors",
     "DynalyzeWarning": "errors",
     "Initialization": "flow.initialization",
     "StagePrediction": "stages.prediction",
     "Trajectory": "flow.trajectory",
+    "compare": "checks.comparison",
     "predict_stages": "stages.predict",
     "simulate": "flow.simulate",
 }
 _SUBPACKAGES = ("datasets", "models")
 
 __all__ = [
+    "Comparison",
     "DynalyzeError",
     "DynalyzeWarning",
     "Initialization",
     "StagePrediction",
     "Trajectory",
     "__version__",
+    "compare",
     "datasets",
     "models",
     "predict_stages",

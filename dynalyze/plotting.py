@@ -9,6 +9,7 @@ import numpy as np
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+    from dynalyze.checks.comparison import Comparison
     from dynalyze.flow.trajectory import Trajectory
     from dynalyze.stages.prediction import StagePrediction
 
@@ -85,6 +86,78 @@ def plot_trajectory(trajectory: Trajectory, ax: Axes | None = None) -> Axes:
         style = _style(rank, len(order), trajectory.product_names[i])
         products.plot(t / unit, theta[:, i], **style)
     _finish(ax, products, len(order))
+    return ax
+
+
+def plot_comparison(comparison: Comparison, ax: Axes | None = None) -> Axes:
+    """Loss of a run over the predicted staircase, and under it the error of each jump time.
+
+    Parameters
+    ----------
+    comparison : Comparison
+        What is drawn.
+    ax : matplotlib Axes, optional
+        Where the loss goes; the errors get a panel of the same width under it. A new figure by
+        default.
+
+    Returns
+    -------
+    Axes
+        The Axes of the loss.
+    """
+    ax, errors = _panels(ax)
+    run, prediction = comparison.run, comparison.prediction
+    unit = run.init.log_inverse_alpha
+    start, end = run.t[0] / unit, run.t[-1] / unit
+    ax.plot(run.t / unit, run.losses, color="C0", linewidth=1.5, label="measured")
+    # The stages in the order that is predicted at this α, as far as the run goes.
+    order = np.argsort(comparison.best, kind="stable")
+    edges = np.concatenate([[start], comparison.best[order] / unit])
+    levels = np.concatenate([prediction.losses[:1], prediction.losses[1:][order]])
+    ax.step(
+        np.append(edges, max(end, edges[-1])),
+        np.append(levels, levels[-1]),
+        where="post",
+        color="black",
+        linewidth=1.0,
+        linestyle="--",
+        label="predicted",
+    )
+    at = comparison.measured / unit
+    series = (
+        (comparison.relative_leading_errors, "0.55", "s", "leading order"),
+        (comparison.relative_errors, "C3", "o", "at this α"),
+    )
+    for values, color, marker, label in series:
+        if np.isnan(values).all():
+            continue
+        for mask, filled in ((comparison.separated, True), (~comparison.separated, False)):
+            errors.plot(
+                at[mask],
+                values[mask],
+                linestyle="",
+                marker=marker,
+                color=color,
+                fillstyle="full" if filled else "none",
+                label=label if filled else None,
+            )
+    if not comparison.separated.all():
+        errors.plot(
+            [], [], linestyle="", marker="o", color="0.3", fillstyle="none", label="overlap"
+        )
+    errors.set_yscale("log")
+    errors.set_ylabel("relative error of the jump time")
+    errors.set_xlabel("rescaled time  t / log(1/α)")
+    visible = at[~np.isnan(at)]
+    if visible.size > 1 and visible.max() > 20 * visible.min() > 0:
+        ax.set_xscale("log")
+        ax.set_xlim(visible.min() / 1.6, end)
+    else:
+        ax.set_xlim(start, end)
+    ax.tick_params(labelbottom=False)
+    ax.set_ylabel("loss")
+    for panel in (ax, errors):
+        panel.legend(loc="upper left", bbox_to_anchor=(1.01, 1.0), borderaxespad=0, frameon=False)
     return ax
 
 

@@ -41,7 +41,7 @@ def summary(prediction: StagePrediction) -> str:
             "T is rescaled time, flow time / log(1/α); value and loss are those of the plateau "
             "after the activation.",
             "",
-            *_aligned(header, rows, left={2, 6}),
+            *aligned(header, rows, left={2, 6}),
             "",
             f"status: {prediction.status} ({prediction.message})",
             f"work: {stats.nfev} gradients, {stats.nhcol} Hessian columns in {stats.nhev} calls, "
@@ -56,7 +56,8 @@ def _power_of_ten(exponent: float) -> str:
     return f"1e{exponent:.0f}" if abs(exponent) >= 2 else f"{10**exponent:.2g}"
 
 
-def _aligned(header: list[str], rows: list[list[str]], left: set[int]) -> list[str]:
+def aligned(header: list[str], rows: list[list[str]], left: set[int]) -> list[str]:
+    """Lines of a table with aligned columns; those in `left` are aligned to the left."""
     widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
     lines = [
         "  ".join(

@@ -1,0 +1,60 @@
+"""Pairs that cannot be compared, each refused with what differs and the remedy."""
+
+import dataclasses
+
+import pytest
+from objectives import Quadratic
+
+from dynalyze import Initialization, compare, predict_stages, simulate
+from dynalyze.errors import InvalidInputError
+
+INIT = Initialization([1.0, 0.8], [0.5, -0.3], log10_alpha=-20)
+
+
+@pytest.fixture(scope="module")
+def run():
+    return simulate(Quadratic([1.0, -2.0]), init=INIT, until_rescaled=1.0)
+
+
+@pytest.fixture(scope="module")
+def prediction():
+    return predict_stages(Quadratic([1.0, -2.0]), init=INIT)
+
+
+def test_different_scales(run):
+    other = Initialization(INIT.u0, INIT.v0, log10_alpha=-30)
+    prediction = predict_stages(Quadratic([1.0, -2.0]), init=other)
+    with pytest.raises(InvalidInputError, match=r"made for α = 1e-30 .* has α = 1e-20: give"):
+        compare(prediction, run)
+
+
+def test_different_products(run):
+    prediction = predict_stages(Quadratic([1.0, -2.0, 0.5]))
+    with pytest.raises(InvalidInputError, match="has 3 products and the trajectory 2: compare"):
+        compare(prediction, run)
+
+
+def test_different_losses(run, prediction):
+    other = dataclasses.replace(run, configuration=run.configuration | {"loss": "mse"})
+    with pytest.raises(InvalidInputError, match=r"loss='squared' and the trajectory .*'mse'"):
+        compare(prediction, other)
+
+
+@pytest.mark.parametrize("threshold", [0, -1.0, float("nan"), float("inf")])
+def test_threshold(run, prediction, threshold):
+    with pytest.raises(InvalidInputError, match=f"threshold={threshold} must be positive"):
+        compare(prediction, run, threshold=threshold)
+
+
+def test_singular_values_of_full_weights(run, prediction):
+    class Full:
+        singular_values = True
+        theta, init, configuration = run.theta, run.init, run.configuration
+
+    with pytest.raises(InvalidInputError, match="records singular values of full weights"):
+        compare(prediction, Full())
+
+
+def test_separation_needs_an_initialization():
+    with pytest.raises(InvalidInputError, match=r"which stages are separated .* init="):
+        _ = predict_stages(Quadratic([1.0, -2.0])).separated
