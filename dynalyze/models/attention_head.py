@@ -196,8 +196,12 @@ class AttentionHeadObjective:
         """Field g(θ) = −∂L/∂θ of eq. (4), shape (2 d_model,)."""
         return self.value_and_field(theta)[1]
 
+    @np.errstate(over="ignore", invalid="ignore")
     def value_and_field(self, theta: FloatArray) -> tuple[float, FloatArray]:
-        """Return L(θ) and g(θ), from one pass over the samples."""
+        """Return L(θ) and g(θ), from one pass over the samples.
+
+        Infinite or not a number, without a warning, where θ is too large for float64.
+        """
         d = self._model.d_model
         n_tokens, width = self._X.shape[1:3]
         products = self._padded_products(theta)
@@ -228,6 +232,7 @@ class AttentionHeadObjective:
         # Subtracting from 0 makes the field of a zero slope 0, not −0.
         return float(total[0]), 0.0 - slopes
 
+    @np.errstate(over="ignore", invalid="ignore")
     def hessian_columns(self, theta: FloatArray, indices: IntArray) -> FloatArray:
         """Columns ∂²L/∂θ∂θ_i for i in `indices`, exact; shape (2 d_model, len(indices))."""
         products = self._padded_products(theta)

@@ -1,5 +1,10 @@
 """The head's loss, gradient and Hessian against PyTorch's automatic differentiation."""
 
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 
@@ -57,6 +62,8 @@ SHAPES = [
     (130, 10, 13),
     (6, 13, 50),
     (20, 10, 50),
+    (2, 33, 20),
+    (3, 4, 130),
 ]
 
 
@@ -125,6 +132,59 @@ def test_tiny_and_huge_logits(scale):
     assert objective.value(theta) == pytest.approx(value, rel=rtol)
     assert_close(objective.field(theta), -gradient, rtol)
     assert_close(objective.hessian_columns(theta, np.arange(12)), hessian, rtol)
+
+
+@pytest.mark.parametrize("size", [1e160, 1e300, np.inf, np.nan])
+def test_products_too_large_give_no_number_and_no_warning(size):
+    X, y, theta, _ = problem((40, 5, 6))
+    objective = AttentionHead(6).bind((X, y))
+    value, field = objective.value_and_field(size * theta)
+    assert not np.isfinite(value)
+    assert not np.isfinite(field).all()
+    for indices in (np.arange(3), np.arange(12)):
+        assert not np.isfinite(objective.hessian_columns(size * theta, indices)).all()
+
+
+def test_evaluations_in_several_threads_do_not_disturb_one_another():
+    X, y, theta, rng = problem((300, 5, 9))
+    objective = AttentionHead(9, threads=2).bind((X, y))
+    points = [theta * scale for scale in rng.uniform(0.1, 1.0, 40)]
+
+    def evaluate(point):
+        return objective.field(point), objective.hessian_columns(point, np.arange(5))
+
+    with ThreadPoolExecutor(4) as pool:
+        together = list(pool.map(evaluate, points))
+    for point, (field, columns) in zip(points, together, strict=True):
+        expected_field, expected_columns = evaluate(point)
+        np.testing.assert_array_equal(field, expected_field)
+        np.testing.assert_array_equal(columns, expected_columns)
+
+
+@pytest.mark.slow
+def test_narrower_vectors_give_the_same(tmp_path):
+    """The layout of processors without AVX-512, in a process that believes to be on one."""
+    arguments = ["-q", "-p", "no:cacheprovider", "-k", "equal_autograd", __file__]
+    script = f"""
+import sys
+import llvmlite.binding, pytest
+real = llvmlite.binding.get_host_cpu_features()
+class Features(dict):
+    flatten = real.flatten
+llvmlite.binding.get_host_cpu_features = lambda: Features(real, avx512f=False)
+from dynalyze.models import _vector_math
+assert _vector_math.LANES == 4
+sys.exit(pytest.main({arguments!r}))
+"""
+    environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path)}
+    result = subprocess.run(
+        [sys.executable, "-c", script],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
 
 
 def test_predict_equals_the_torch_head_and_gives_the_loss():

@@ -251,9 +251,9 @@ timing.
 
 The operations are counted as {NOMINAL / 1e6:.0f} million: four products of tokens × tokens ×
 features per sample, without use of symmetry (dynalyze does about three quarters of them). They are
-compared with a {SQUARE} × {SQUARE} matrix product (dgemm of NumPy's OpenBLAS, AVX-512 kernels where the
-machine has them) on one thread, timed in the same rounds: at best {rate / 1e9:.0f} × 10⁹ operations
-per second.
+compared with a {SQUARE} × {SQUARE} matrix product (dgemm of NumPy's OpenBLAS, AVX-512 kernels where
+the machine has them) on one thread, timed in the same rounds: at best {rate / 1e9:.0f} × 10⁹
+operations per second.
 
 {gradient_table}
 
