@@ -185,6 +185,28 @@ def scaled_gram_triangle(
     return types.void(*arguments), _gram(scaled=True, triangle=True)
 
 
+def _add_mean(
+    builder: Any,
+    weights: Sequence[Any],
+    tokens: Sequence[Any],
+    b: Any,
+    rows: range,
+    n_columns: int,
+    sums: Sequence[Any],
+) -> Sequence[Any]:
+    """Add weights[r, b] tokens[b, c] to the sums of the `rows`; `sums` are listed row by row."""
+    weights_b = _move(builder, weights[0], weights[2], b)
+    tokens_b = _move(builder, tokens[0], tokens[1], b)
+    column = [emit_load(builder, _move(builder, tokens_b, tokens[2], c)) for c in range(n_columns)]
+    new = list(sums)
+    for r in rows:
+        row = emit_load(builder, _move(builder, weights_b, weights[1], r))
+        for c in range(n_columns):
+            place = r * n_columns + c
+            new[place] = emit_fma(builder, row, column[c], new[place])
+    return new
+
+
 @instruction
 def residual_tile(
     _typing: Any,
@@ -210,21 +232,8 @@ def residual_tile(
         scale, gradient, loss, count, rows, columns = args[4:]
 
         def emit(n_rows: int, n_columns: int) -> None:
-            def step(k: Any, sums: Sequence[Any]) -> Sequence[Any]:
-                weights_k = _move(builder, weights[0], weights[2], k)
-                tokens_k = _move(builder, tokens[0], tokens[1], k)
-                column = [
-                    emit_load(builder, _move(builder, tokens_k, tokens[2], c))
-                    for c in range(n_columns)
-                ]
-                new = []
-                for r in range(n_rows):
-                    row = emit_load(builder, _move(builder, weights_k, weights[1], r))
-                    new += [
-                        emit_fma(builder, row, column[c], sums[r * n_columns + c])
-                        for c in range(n_columns)
-                    ]
-                return new
+            def step(b: Any, sums: Sequence[Any]) -> Sequence[Any]:
+                return _add_mean(builder, weights, tokens, b, range(n_rows), n_columns, sums)
 
             means = _sum_over(builder, count, [emit_constant(0.0)] * (n_rows * n_columns), step)
             total = emit_load(builder, loss)
@@ -255,24 +264,13 @@ def _contraction(triangle: bool) -> Any:
         out = args[0]
         factors, weights, tokens = (_view(builder, value) for value in args[1:4])
         first, count, rows, columns = args[4:]
-        weights_row = _move(builder, weights[0], weights[1], first)
-        factors_row = _move(builder, factors[0], factors[1], first)
+        weights[0] = _move(builder, weights[0], weights[1], first)
+        factors[0] = _move(builder, factors[0], factors[1], first)
 
         def emit(n_rows: int, n_columns: int) -> None:
             def add(b: Any, start: int, sums: Sequence[Any]) -> Sequence[Any]:
-                tokens_b = _move(builder, tokens[0], tokens[1], b)
-                weights_b = _move(builder, weights_row, weights[2], b)
-                column = [
-                    emit_load(builder, _move(builder, tokens_b, tokens[2], c))
-                    for c in range(n_columns)
-                ]
-                new = list(sums)
-                for r in range(start, n_rows):
-                    row = emit_load(builder, _move(builder, weights_b, weights[1], r))
-                    for c in range(n_columns):
-                        place = r * n_columns + c
-                        new[place] = emit_fma(builder, row, column[c], new[place])
-                return new
+                rows = range(start, n_rows)
+                return _add_mean(builder, weights, tokens, b, rows, n_columns, sums)
 
             zeros = [emit_constant(0.0)] * (n_rows * n_columns)
             sums = _sum_over(builder, count, zeros, lambda b, sums: add(b, 0, sums))
@@ -283,7 +281,7 @@ def _contraction(triangle: bool) -> Any:
                 place = builder.add(out, _integer(VECTOR.count * 8 * c))
                 total = emit_load(builder, place)
                 for r in range(n_rows):
-                    factors_r = _move(builder, factors_row, factors[1], r)
+                    factors_r = _move(builder, factors[0], factors[1], r)
                     factor = emit_load(builder, _move(builder, factors_r, factors[2], c))
                     total = emit_fma(builder, sums[r * n_columns + c], factor, total)
                 emit_store(builder, place, total)
