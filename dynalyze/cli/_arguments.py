@@ -22,12 +22,12 @@ class Problem(NamedTuple):
     data: tuple[Any, Any]  # (X, y)
 
 
-def add_problem(parser: argparse.ArgumentParser) -> None:
+def add_problem(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
     """Declare ``--model``, ``--data`` and ``--loss``."""
     group = parser.add_argument_group("problem")
     group.add_argument(
         "--data",
-        required=True,
+        required=required,
         metavar="FILE|" + "|".join(BUILT_IN),
         help="an .npz file with arrays X and y, or a built-in set: diabetes (442 × 10, "
         "standardized), digits (8 × 8 images as 8 tokens, each predicting the next row), "
@@ -60,6 +60,39 @@ def add_initialization(parser: argparse.ArgumentParser, *, required: bool) -> No
     )
     group.add_argument(
         "--seed", type=int, default=0, help="seed of the initial weights (default: %(default)s)"
+    )
+
+
+def add_flow(parser: argparse.ArgumentParser) -> None:
+    """Declare ``--until``, ``--until-rescaled``, ``--method`` and ``--tol``."""
+    group = parser.add_argument_group("flow")
+    end = group.add_mutually_exclusive_group()
+    end.add_argument("--until", type=float, metavar="T", help="flow time at which to end")
+    end.add_argument(
+        "--until-rescaled",
+        type=float,
+        metavar="T",
+        help="the same in rescaled time, flow time / log(1/α)",
+    )
+    group.add_argument(
+        "--method", default="auto", help="integrator, as in dynalyze.simulate (default: auto)"
+    )
+    group.add_argument(
+        "--tol",
+        type=float,
+        default=1e-6,
+        help="error of log|w| that one step may make (default: %(default)s)",
+    )
+
+
+def add_threshold(parser: argparse.ArgumentParser) -> None:
+    """Declare ``--threshold``."""
+    parser.add_argument(
+        "--threshold",
+        type=float,
+        default=0.05,
+        metavar="SIZE",
+        help="|θ| at which a product counts as active (default: %(default)s)",
     )
 
 

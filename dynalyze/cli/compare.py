@@ -1,0 +1,114 @@
+"""``dynalyze compare``: predicted stages against a simulation or a training run."""
+
+from __future__ import annotations
+
+import argparse
+import warnings
+from typing import TYPE_CHECKING
+
+from dynalyze.cli import _arguments
+from dynalyze.errors import InvalidInputError, SavedFileError, StagesOverlapWarning
+
+if TYPE_CHECKING:
+    from dynalyze.checks.matching import Run
+    from dynalyze.stages.prediction import StagePrediction
+
+_BEYOND_LAST = 1.05  # the simulation goes on past the last predicted jump by this factor
+
+
+def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Declare the subcommand."""
+    parser = subparsers.add_parser(
+        "compare",
+        help="hold predicted stages against a simulation or a training run",
+        description="Compare saved results (PREDICTION.npz RUN.npz, as written by "
+        "`predict --out` and `simulate --out`), or predict and simulate here "
+        "(--data … --log10-alpha …).",
+    )
+    parser.add_argument(
+        "files",
+        nargs="*",
+        metavar="PREDICTION.npz RUN.npz",
+        help="a saved prediction, and a saved trajectory or training run",
+    )
+    _arguments.add_problem(parser, required=False)
+    _arguments.add_initialization(parser, required=False)
+    _arguments.add_flow(parser)
+    _arguments.add_threshold(parser)
+    group = parser.add_argument_group("output")
+    group.add_argument("--plot", metavar="FILE", help="write a figure (.png, .pdf, .svg)")
+    group.add_argument("--quiet", action="store_true", help="no progress bar")
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Compare, print, and write what was asked for."""
+    from dynalyze.checks.comparison import compare
+
+    if arguments.files and arguments.data is None:
+        prediction, trajectory, complete = *_load(arguments.files), True
+    elif arguments.data is not None and not arguments.files:
+        prediction, trajectory, complete = _compute(arguments)
+    else:
+        raise InvalidInputError(
+            "give either two files, PREDICTION.npz RUN.npz, or --data with --log10-alpha"
+        )
+    comparison = compare(prediction, trajectory, threshold=arguments.threshold)
+    print(comparison.summary())
+    if arguments.plot:
+        _arguments.use_headless_backend()
+        _arguments.write_figure(comparison.plot(), arguments.plot)
+    return 0 if complete else 3
+
+
+def _load(files: list[str]) -> tuple[StagePrediction, Run]:
+    from dynalyze.flow.trajectory import Trajectory
+    from dynalyze.stages.prediction import StagePrediction
+
+    if len(files) != 2:
+        raise InvalidInputError(
+            f"{len(files)} files were given: give two, PREDICTION.npz RUN.npz, in this order"
+        )
+    prediction = StagePrediction.load(files[0])
+    try:
+        return prediction, Trajectory.load(files[1])
+    except SavedFileError as error:
+        if "holds a saved training run" not in str(error):
+            raise
+    from dynalyze.training.training_run import TrainingRun
+
+    return prediction, TrainingRun.load(files[1])
+
+
+def _compute(arguments: argparse.Namespace) -> tuple[StagePrediction, Run, bool]:
+    """Prediction, simulation, and whether both came to their end."""
+    from dynalyze.flow.simulate import simulate
+    from dynalyze.stages import Status, predict_stages
+
+    problem = _arguments.load_problem(arguments)
+    init = _arguments.load_initialization(arguments, problem.model.n_products)
+    if init is None:
+        raise InvalidInputError(
+            "--log10-alpha is missing: the simulation needs the scale of its initial weights, "
+            "such as --log10-alpha -8"
+        )
+    objective = problem.model.bind(problem.data, loss=arguments.loss)
+    with warnings.catch_warnings():
+        # The table says of every stage whether it is separated.
+        warnings.simplefilter("ignore", StagesOverlapWarning)
+        prediction = predict_stages(
+            objective, init=init, progress=_arguments.show_progress(arguments)
+        )
+    until, until_rescaled = arguments.until, arguments.until_rescaled
+    if until is None and until_rescaled is None and prediction.n_stages:
+        until_rescaled = _BEYOND_LAST * float(prediction.times[-1])
+    trajectory = simulate(
+        objective,
+        init=init,
+        until=until,
+        until_rescaled=until_rescaled,
+        method=arguments.method,
+        tol=arguments.tol,
+        progress=_arguments.show_progress(arguments),
+    )
+    return prediction, trajectory, prediction.status is Status.CONVERGED and trajectory.success

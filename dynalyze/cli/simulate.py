@@ -1,0 +1,90 @@
+"""``dynalyze simulate``: the gradient flow itself, at any scale of the initialization."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING
+
+from dynalyze.cli import _arguments
+
+if TYPE_CHECKING:
+    from dynalyze.flow.trajectory import Trajectory
+
+
+def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Declare the subcommand."""
+    parser = subparsers.add_parser(
+        "simulate",
+        help="follow the gradient flow from small initial weights",
+        description="Follow the gradient flow in log coordinates, where any scale of the "
+        "initialization is representable, and list what is learned when.",
+    )
+    _arguments.add_problem(parser)
+    _arguments.add_initialization(parser, required=True)
+    _arguments.add_flow(parser)
+    budget = parser.add_argument_group("budget")
+    budget.add_argument(
+        "--max-steps", type=int, default=100_000, metavar="N", help="stop after N steps"
+    )
+    budget.add_argument("--max-seconds", type=float, metavar="S", help="stop after S seconds")
+    _arguments.add_threshold(parser)
+    _arguments.add_output(parser, "trajectory")
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Simulate, print what is learned when, and write what was asked for."""
+    from dynalyze.flow.simulate import simulate
+
+    problem = _arguments.load_problem(arguments)
+    trajectory = simulate(
+        problem.model,
+        problem.data,
+        _arguments.load_initialization(arguments, problem.model.n_products),
+        loss=arguments.loss,
+        until=arguments.until,
+        until_rescaled=arguments.until_rescaled,
+        method=arguments.method,
+        tol=arguments.tol,
+        max_steps=arguments.max_steps,
+        max_seconds=arguments.max_seconds,
+        progress=_arguments.show_progress(arguments),
+    )
+    if arguments.out:
+        trajectory.save(arguments.out)
+    print(_table(trajectory, arguments.threshold))
+    if arguments.plot:
+        _arguments.use_headless_backend()
+        _arguments.write_figure(trajectory.plot(), arguments.plot)
+    return 0 if trajectory.success else 3
+
+
+def _table(trajectory: Trajectory, threshold: float) -> str:
+    """Every crossing of the threshold, one line each, with the status below."""
+    from dynalyze.stages.table import aligned
+
+    times, coordinates, directions = trajectory.crossings(threshold)
+    theta = trajectory.theta_at(times)
+    at_end = trajectory.theta[-1]
+    rows = [
+        [
+            f"{t:.6g}",
+            f"{t / trajectory.init.log_inverse_alpha:.6g}",
+            f"{'+' if theta[row, i] > 0 else '−'} {trajectory.product_names[i]}",
+            "grows" if direction > 0 else "shrinks",
+            f"{at_end[i]:.5g}",
+        ]
+        for row, (t, i, direction) in enumerate(zip(times, coordinates, directions, strict=True))
+    ]
+    first, last = trajectory.losses[0], trajectory.losses[-1]
+    header = ["t", "t / log(1/α)", "product", f"through {threshold:g}", "value at the end"]
+    return "\n".join(
+        [
+            *aligned(header, rows, left={2, 3}),
+            "",
+            f"loss: {first:.6g} at the start, {last:.6g} at t = {trajectory.t[-1]:.6g}",
+            f"status: {trajectory.status} ({trajectory.message})",
+            f"work: {trajectory.n_steps} steps, {trajectory.nfev} gradients, "
+            f"{trajectory.nhcol} Hessian columns in {trajectory.nhev} calls",
+        ]
+    )
