@@ -26,6 +26,7 @@ from dynalyze.spectra.sources import AttentionSource, Lookup
 
 _FILES = ("model.safetensors", "pytorch_model.bin", "model.pt", "model.pth")
 _NESTED = ("state_dict", "model_state_dict", "model")
+_CONFIGS = ("config.json", "state.json")  # Hugging Face's, and that of our own checkpoints
 _HEADS_KEYS = ("num_attention_heads", "n_head", "num_heads", "n_heads", "heads")
 
 
@@ -204,7 +205,7 @@ def track_checkpoints(
         are not used. Without it the layers are recognised by the names of the saved weights.
     n_heads : int, optional
         Number of query heads where no model is given; by default from the ``config.json`` beside
-        the first checkpoint.
+        the first checkpoint (for checkpoints of `dynalyze.training`, their ``state.json``).
     steps : sequence of int, optional
         Training step of each checkpoint; by default the last number in each name if they all have
         one and it grows, and 0, 1, 2, … otherwise.
@@ -235,7 +236,9 @@ def track_checkpoints(
     if model is not None:
         sources = find_sources(model, layouts=layouts, layers=layers)
     else:
-        sources = select_layers(_sources_of(weights, first, n_heads), layers)
+        if n_heads is None:
+            n_heads = _heads_from_config([first, checkpoints[0]])
+        sources = select_layers(_sources_of(weights, n_heads), layers)
     names = source_names(sources)
     options = RecordOptions(n_values, spectrum, n_directions, rank_tolerance, dtype)
     recorder = Recorder(sources, stored_lookup(weights, names), options)
@@ -249,23 +252,17 @@ def _open(checkpoint: str | os.PathLike[str] | Mapping[str, Tensor]) -> Mapping[
     return checkpoint if isinstance(checkpoint, Mapping) else open_checkpoint(checkpoint)
 
 
-def _sources_of(
-    weights: Mapping[str, Tensor],
-    checkpoint: str | os.PathLike[str] | Mapping[str, Tensor],
-    n_heads: int | None,
-) -> tuple[AttentionSource, ...]:
+def _sources_of(weights: Mapping[str, Tensor], n_heads: int | None) -> tuple[AttentionSource, ...]:
     shapes = getattr(weights, "shapes", None) or {n: tuple(w.shape) for n, w in weights.items()}
     if any(".lora_A." in name for name in shapes):
         raise InvalidInputError(
             "the checkpoint holds LoRA adapters, whose scale it does not tell: pass the model "
             "that they belong to as model=."
         )
-    if n_heads is None and not isinstance(checkpoint, Mapping):
-        n_heads = _heads_from_config(Path(checkpoint))
     if n_heads is None:
         raise InvalidInputError(
-            "n_heads is not known: saved weights do not tell it, and there is no config.json "
-            "beside them. Pass n_heads=, or a model of the architecture as model=."
+            "n_heads is not known: saved weights do not tell it, and no config.json beside "
+            "them does. Pass n_heads=, or a model of the architecture as model=."
         )
     sources = sources_from_names(shapes, n_heads)
     if not sources:
@@ -277,19 +274,26 @@ def _sources_of(
     return sources
 
 
-def _heads_from_config(path: Path) -> int | None:
-    config = (path if path.is_dir() else path.parent) / "config.json"
-    if not config.is_file():
-        return None
-    try:
-        content = json.loads(config.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise SavedFileError(f"{config} is not JSON ({error}): pass n_heads=.") from error
-    sections = [content, *(part for part in content.values() if isinstance(part, dict))]
-    for section in sections:
-        for key in _HEADS_KEYS:
-            if isinstance(section.get(key), int):
-                return int(section[key])
+def _heads_from_config(
+    checkpoints: Sequence[str | os.PathLike[str] | Mapping[str, Tensor]],
+) -> int | None:
+    paths = [Path(path) for path in checkpoints if not isinstance(path, Mapping)]
+    folders = [path if path.is_dir() else path.parent for path in paths]
+    for file in (folder / name for folder in folders for name in _CONFIGS):
+        if not file.is_file():
+            continue
+        try:
+            content = json.loads(file.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise SavedFileError(f"{file} is not JSON ({error}): pass n_heads=.") from error
+        # Breadth first: a model's own entry comes before those of its parts.
+        sections = [content]
+        for section in sections:
+            if isinstance(section, dict):
+                for key in _HEADS_KEYS:
+                    if isinstance(section.get(key), int):
+                        return int(section[key])
+                sections += section.values()
     return None
 
 

@@ -76,7 +76,7 @@ class Loop:
             self._restore(folder)
             advance(self.step)
         started = time.monotonic()
-        with _held_interrupts() as interrupts:
+        with held_interrupts() as interrupts:
             while self.step < self.n_steps and len(self.diverged_at) < len(self.records):
                 losses = self._one_step()
                 advance(1)
@@ -228,7 +228,7 @@ class Loop:
 
 
 @contextmanager
-def _held_interrupts() -> Iterator[list[int]]:
+def held_interrupts() -> Iterator[list[int]]:
     """Collect Ctrl-C instead of being torn out of a step; a second one is raised at once."""
     received: list[int] = []
     if threading.current_thread() is not threading.main_thread():

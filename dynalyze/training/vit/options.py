@@ -1,0 +1,96 @@
+"""How a vision transformer is trained: optimizer, schedule, precision."""
+
+import math
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+from dynalyze._torch import torch
+from dynalyze.errors import InvalidInputError
+
+_AUTOCAST = {"bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ViTOptions:
+    """Settings of a training; the defaults are the paper's for CIFAR.
+
+    Parameters
+    ----------
+    optimizer : {"adam", "sgd"}
+        Without weight decay; the paper's SGD has ``lr=3e-1``.
+    lr : float
+        Learning rate after the warm-up.
+    momentum : float
+        Of SGD.
+    batch_size : int
+        Images per step, over all processes.
+    n_epochs : int
+        Passes over the training images.
+    warmup_epochs : float
+        Epochs in which the learning rate grows linearly to `lr`.
+    n_cycles : int
+        Cycles of cosine decay from `lr` to 0 in what remains.
+    precision : {"float32", "tf32", "bfloat16", "float16"}
+        Type of the matrix products: float32 throughout, float32 with TF32 products on a GPU, or
+        mixed precision; float16 needs a GPU and scales the loss.
+    """
+
+    optimizer: str = "adam"
+    lr: float = 1e-4
+    momentum: float = 0.0
+    batch_size: int = 512
+    n_epochs: int = 500
+    warmup_epochs: float = 15
+    n_cycles: int = 1
+    precision: str = "float32"
+
+    def __post_init__(self) -> None:
+        if self.optimizer not in ("adam", "sgd"):
+            raise InvalidInputError(f"optimizer must be 'adam' or 'sgd', got {self.optimizer!r}.")
+        if self.precision not in ("float32", "tf32", *_AUTOCAST):
+            raise InvalidInputError(
+                "precision must be 'float32', 'tf32', 'bfloat16' or 'float16', got "
+                f"{self.precision!r}."
+            )
+        if not 0 < self.lr < math.inf:
+            raise InvalidInputError(f"lr must be positive and finite, got {self.lr}.")
+        if not 0 <= self.momentum < 1:
+            raise InvalidInputError(f"momentum must lie in [0, 1), got {self.momentum}.")
+        for name in ("batch_size", "n_epochs", "n_cycles"):
+            if getattr(self, name) < 1:
+                raise InvalidInputError(f"{name} must be at least 1, got {getattr(self, name)}.")
+        if not 0 <= self.warmup_epochs <= self.n_epochs:
+            raise InvalidInputError(
+                f"warmup_epochs must lie between 0 and n_epochs={self.n_epochs}, got "
+                f"{self.warmup_epochs}."
+            )
+
+    def learning_rate(self, step: int, steps_per_epoch: int) -> float:
+        """Learning rate of a step, counted from 0."""
+        warmup = self.warmup_epochs * steps_per_epoch
+        if step < warmup:
+            return self.lr * (step + 1) / math.ceil(warmup)
+        rest = self.n_epochs * steps_per_epoch - warmup
+        phase = ((step - warmup) / rest * self.n_cycles) % 1.0
+        return self.lr * 0.5 * (1.0 + math.cos(math.pi * phase))
+
+    def make_optimizer(self, model: torch.nn.Module) -> torch.optim.Optimizer:
+        """Optimizer of all parameters."""
+        if self.optimizer == "adam":
+            return torch.optim.Adam(model.parameters(), lr=self.lr)
+        return torch.optim.SGD(model.parameters(), lr=self.lr, momentum=self.momentum)
+
+    def autocast(self, device: torch.device) -> AbstractContextManager[Any]:
+        """Context of the forward pass."""
+        if self.precision not in _AUTOCAST:
+            return nullcontext()
+        return torch.autocast(device.type, dtype=_AUTOCAST[self.precision])
+
+    def make_scaler(self, device: torch.device) -> torch.amp.GradScaler:
+        """Scaler of the loss; it does nothing but for float16."""
+        if self.precision == "float16" and device.type != "cuda":
+            raise InvalidInputError(
+                "precision='float16' needs a GPU: choose 'bfloat16' or 'float32' on the CPU."
+            )
+        return torch.amp.GradScaler(device.type, enabled=self.precision == "float16")

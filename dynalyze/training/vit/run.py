@@ -1,0 +1,93 @@
+"""What a training of a vision transformer leaves: spectra, losses, accuracies, weights."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+import numpy as np
+
+from dynalyze._saved_files import read_saved, write_saved
+from dynalyze._torch import torch
+from dynalyze._typing import FloatArray
+from dynalyze.spectra.history import SpectraHistory
+from dynalyze.training.vit.model import VisionTransformer, ViTShape
+
+_KIND = "vision transformer run"
+_TEXT = ("layer_names", "notes", "rank_tolerance")
+
+
+@dataclass(frozen=True)
+class ViTRun:
+    """A training of E epochs."""
+
+    history: SpectraHistory  # spectra of the change since the start
+    train_losses: FloatArray  # (E,), mean cross-entropy over each epoch's steps
+    test_losses: FloatArray  # (E,), after each epoch
+    test_accuracies: FloatArray  # (E,)
+    n_steps: int  # optimizer steps made
+    status: str  # finished, diverged, max_seconds, callback or interrupted
+    message: str  # why it ended, and what to do about it
+    shape: ViTShape
+    weights: Mapping[str, "np.ndarray[Any, np.dtype[Any]]"]  # at the end, by name
+    configuration: Mapping[str, Any]  # how it was trained
+
+    def model(self) -> VisionTransformer:
+        """Return the trained model, on the CPU."""
+        model = VisionTransformer(self.shape)
+        state = {name: torch.from_numpy(np.array(value)) for name, value in self.weights.items()}
+        model.load_state_dict(state)
+        return model
+
+    def summary(self) -> str:
+        """Status, losses and table of ranks, as text."""
+        lines = [f"status: {self.status} ({self.message})"]
+        if len(self.train_losses):
+            lines.append(
+                f"after {len(self.train_losses)} epochs: loss {self.train_losses[-1]:.4f}, on test "
+                f"images {self.test_losses[-1]:.4f}, accuracy {self.test_accuracies[-1]:.4f}"
+            )
+        return "\n".join([*lines, self.history.summary()])
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the run to one file, completely or not at all."""
+        history = {f.name: getattr(self.history, f.name) for f in fields(self.history)}
+        arrays = {f"history.{n}": v for n, v in history.items() if n not in _TEXT}
+        arrays |= {f"weights.{name}": value for name, value in self.weights.items()}
+        for name in ("train_losses", "test_losses", "test_accuracies"):
+            arrays[name] = getattr(self, name)
+        metadata = {
+            "history": {name: history[name] for name in _TEXT},
+            "shape": asdict(self.shape),
+            **{n: getattr(self, n) for n in ("n_steps", "status", "message", "configuration")},
+        }
+        write_saved(path, _KIND, arrays, metadata)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> "ViTRun":
+        """Read a run that `save` wrote.
+
+        Raises
+        ------
+        SavedFileError
+            If the file is damaged or holds something else.
+        """
+        arrays, stamp = read_saved(path, _KIND)
+        metadata = stamp["metadata"]
+        text = metadata.pop("history")
+        parts: dict[str, dict[str, Any]] = {"history": {}, "weights": {}, "": {}}
+        for name, value in arrays.items():
+            group, _, rest = name.rpartition(".") if "." not in name else name.partition(".")
+            parts[group][rest] = value
+        return cls(
+            history=SpectraHistory(
+                layer_names=tuple(text["layer_names"]),
+                notes=tuple(text["notes"]),
+                rank_tolerance=text["rank_tolerance"],
+                **parts["history"],
+            ),
+            weights=parts["weights"],
+            shape=ViTShape(**metadata.pop("shape")),
+            **parts[""],
+            **metadata,
+        )

@@ -1,0 +1,117 @@
+"""Checkpoints of a vision transformer's training, its tracker included."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dynalyze._torch import torch
+from dynalyze.errors import InvalidInputError
+from dynalyze.spectra.tracker import Tracker
+from dynalyze.training.checkpoints import load_checkpoint, save_checkpoint
+
+INITIAL = "initial.safetensors"  # weights that changes are measured from
+_TEXT = ("layer_names", "notes", "rank_tolerance")
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A checkpoint as read."""
+
+    step: int
+    tensors: dict[str, dict[str, torch.Tensor]]  # by group: model, optimizer, history, …
+    state: dict[str, Any]
+
+    def tracker_state(self) -> dict[str, Any]:
+        """State to give to a tracker that measures from the same start."""
+        text = self.state["history"]
+        return {
+            "step": self.step,
+            "history": {
+                **self.tensors["history"],
+                "layer_names": tuple(text["layer_names"]),
+                "notes": tuple(text["notes"]),
+                "rank_tolerance": text["rank_tolerance"],
+            },
+            "directions": self.tensors.get("directions", {}),
+            "reference": {},
+        }
+
+
+def write_checkpoint(
+    folder: Path,
+    step: int,
+    tensors: Mapping[str, torch.Tensor],
+    state: Mapping[str, Any],
+    tracker: Tracker,
+    *,
+    keep: int,
+) -> None:
+    """Write a checkpoint, and remove those older than the last `keep`."""
+    tracked = tracker.state_dict()
+    history = tracked["history"]
+    together = dict(tensors)
+    together |= {f"directions.{name}": value for name, value in tracked["directions"].items()}
+    together |= {f"history.{n}": value for n, value in history.items() if n not in _TEXT}
+    text = {name: history[name] for name in _TEXT}
+    save_checkpoint(folder, step, together, {**state, "history": text}, keep=keep)
+
+
+def read_checkpoint(folder: Path, identity: Mapping[str, Any]) -> Saved:
+    """Read the latest checkpoint of the run that `identity` describes.
+
+    Raises
+    ------
+    InvalidInputError
+        If it is of another run.
+    SavedFileError
+        If it is damaged.
+    """
+    checkpoint = load_checkpoint(folder)
+    saved = checkpoint.state.get("identity", {})
+    for key, value in identity.items():
+        if saved.get(key) != value:
+            raise InvalidInputError(
+                f"the checkpoint {checkpoint.path} is of another run: {key} was "
+                f"{saved.get(key)!r} and is now {value!r}. Give the same arguments to go on with "
+                "it, or another folder to begin anew."
+            )
+    groups: dict[str, dict[str, torch.Tensor]] = {}
+    for name, tensor in checkpoint.tensors.items():
+        group, _, rest = name.partition(".")
+        groups.setdefault(group, {})[rest] = tensor
+    return Saved(checkpoint.step, groups, checkpoint.state)
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+    """State of an optimizer under the names ``optimizer.INDEX.KEY``."""
+    slots = optimizer.state_dict()["state"]
+    return {
+        f"optimizer.{index}.{key}": value
+        for index, slot in slots.items()
+        for key, value in slot.items()
+        if value is not None
+    }
+
+
+def restore_optimizer(
+    optimizer: torch.optim.Optimizer, tensors: Mapping[str, torch.Tensor]
+) -> None:
+    """Take over the state that `optimizer_tensors` gave, under the names ``INDEX.KEY``."""
+    slots: dict[int, dict[str, torch.Tensor]] = {}
+    for name, value in tensors.items():
+        index, _, key = name.partition(".")
+        slots.setdefault(int(index), {})[key] = value
+    groups = optimizer.state_dict()["param_groups"]
+    optimizer.load_state_dict({"state": slots, "param_groups": groups})
+
+
+def write_weights(path: Path, model: torch.nn.Module) -> None:
+    """Write a model's weights to a safetensors file, completely or not at all."""
+    from safetensors.torch import save_file
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    save_file({n: w.detach().cpu().contiguous() for n, w in model.state_dict().items()}, temporary)
+    temporary.replace(path)
