@@ -10,10 +10,10 @@ import sys
 from collections.abc import Sequence
 
 from dynalyze import __version__
-from dynalyze.cli import compare, predict, simulate, track
+from dynalyze.cli import compare, predict, simulate, track, train
 from dynalyze.errors import DynalyzeError
 
-COMMANDS = (predict, simulate, compare, track)
+COMMANDS = (predict, simulate, compare, train, track)
 
 EXIT_CODES = """\
 exit codes:

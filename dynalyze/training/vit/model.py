@@ -1,6 +1,6 @@
 """The vision transformer of the paper's experiments, with W_Q, W_K, W_V, W_O as separate layers."""
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from dynalyze._torch import torch
@@ -32,6 +32,17 @@ class ViTShape:
             raise InvalidInputError(
                 f"patch_size={self.patch_size} must divide image_size={self.image_size}."
             )
+
+    @classmethod
+    def for_images(cls, image_shape: tuple[int, int, int], n_classes: int) -> "ViTShape":
+        """Return the default shape for images of (channels, height, width).
+
+        That is `digits` for 8 × 8 images, `imagenet` from 128 × 128 on, and the paper's shape for
+        CIFAR in between, fitted to channels, size and classes.
+        """
+        channels, size, _ = image_shape
+        shape = cls.digits() if size == 8 else cls.imagenet() if size >= 128 else cls()
+        return replace(shape, image_size=size, n_channels=channels, n_classes=n_classes)
 
     @classmethod
     def digits(cls) -> "ViTShape":

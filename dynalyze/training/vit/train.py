@@ -1,7 +1,6 @@
 """Training a vision transformer while its attention spectra are tracked."""
 
 import os
-from dataclasses import asdict
 from pathlib import Path
 
 from dynalyze._torch import torch
@@ -44,8 +43,7 @@ def train_vit(
     data : VisionData, optional
         Images, by `digits` (the default), `cifar` or `image_folder`.
     shape : ViTShape, optional
-        Sizes of the model; by default ``ViTShape.digits()`` for the digits and the paper's shape,
-        fitted to the images, for others.
+        Sizes of the model; by default ``ViTShape.for_images``.
     options : ViTOptions, optional
         Optimizer, schedule, precision; the paper's by default.
     scale : float
@@ -98,18 +96,13 @@ def train_vit(
 
 
 def _fitted(data: VisionData, shape: ViTShape | None) -> ViTShape:
-    channels, height, width = data.train.shape
+    _, height, width = data.train.shape
     if height != width or data.test.shape != data.train.shape:
         raise InvalidInputError(
             f"images must be square and of one size, got {data.train.shape} and {data.test.shape}."
         )
     if shape is None:
-        if height == 8:
-            shape = ViTShape.digits()
-        else:
-            sizes = {"image_size": height, "n_channels": channels, "n_classes": data.n_classes}
-            large = asdict(ViTShape.imagenet() if height >= 128 else ViTShape())
-            shape = ViTShape(**{**large, **sizes})
+        shape = ViTShape.for_images(data.train.shape, data.n_classes)
     expected = (shape.n_channels, shape.image_size, shape.image_size)
     if data.train.shape != expected or shape.n_classes != data.n_classes:
         raise InvalidInputError(
