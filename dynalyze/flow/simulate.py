@@ -12,6 +12,7 @@ from dynalyze.flow.driver import METHODS, FlowState, Run
 from dynalyze.flow.initialization import Initialization
 from dynalyze.flow.trajectory import Trajectory
 from dynalyze.models.binding import bind
+from dynalyze.models.losses import Loss, loss_name
 from dynalyze.models.protocol import Model, Objective
 
 
@@ -22,7 +23,7 @@ def simulate(
     *,
     until: float | None = None,
     until_rescaled: float | None = None,
-    loss: str = "squared",
+    loss: Loss = "squared",
     sample_weight: ArrayLike | None = None,
     method: str = "auto",
     tol: float = 1e-6,
@@ -111,7 +112,7 @@ def simulate(
         unit="log(1/α)",
     ) as bar:
         status, message = run.follow(bar)
-    return run.trajectory(status, message, loss=loss)
+    return run.trajectory(status, message, loss=loss_name(loss))
 
 
 def _initialization(

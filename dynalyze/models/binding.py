@@ -1,7 +1,10 @@
 """Turn what a user gives as the model into an `Objective`."""
 
+from typing import cast
+
 from dynalyze._typing import ArrayLike, Data
 from dynalyze.errors import InvalidInputError
+from dynalyze.models.losses import Loss
 from dynalyze.models.protocol import Model, Objective
 
 
@@ -9,7 +12,7 @@ def bind(
     model: Model | Objective,
     data: Data = None,
     *,
-    loss: str = "squared",
+    loss: Loss = "squared",
     sample_weight: ArrayLike | None = None,
 ) -> Objective:
     """Bind `model` to `data`, or pass an `Objective`, which has its data, through.
@@ -24,7 +27,8 @@ def bind(
             raise InvalidInputError(
                 f"data=None: {type(model).__name__} needs a pair of arrays (X, y)"
             )
-        return model.bind(data, loss=loss, sample_weight=sample_weight)
+        # A model that takes names alone refuses a function itself.
+        return model.bind(data, loss=cast(str, loss), sample_weight=sample_weight)
     if isinstance(model, Objective):
         if data is not None or sample_weight is not None:
             raise InvalidInputError(

@@ -114,6 +114,10 @@ class DiagonalTransformer(torch.nn.Module):
     w_v: torch.Tensor
     w_o: torch.Tensor
 
+    def extra_repr(self) -> str:
+        """Sizes, for the module's printed form."""
+        return f"d_model={self.d_model}, n_layers={self.n_layers}, n_heads={self.n_heads}"
+
     @property
     def products(self) -> tuple[tuple[str, str], ...]:
         """Names of the parameters that enter as elementwise products."""

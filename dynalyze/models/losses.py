@@ -1,6 +1,12 @@
 """The regression losses, and the units of time that follow from them."""
 
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
 from dynalyze.errors import InvalidInputError
+
+Loss: TypeAlias = str | Callable[[Any, Any], Any]
+"""Name of a loss; PyTorch models also take a function (output, target) to one value per sample."""
 
 LOSSES = ("squared", "mse")
 
@@ -30,3 +36,8 @@ def squared_loss_factor(loss: str, n_outputs: int) -> float:
     raise InvalidInputError(
         f"loss={loss!r} is not known: choose one of {', '.join(map(repr, LOSSES))}"
     )
+
+
+def loss_name(loss: Loss) -> str:
+    """Name under which a loss is recorded: its own, for a function."""
+    return loss if isinstance(loss, str) else getattr(loss, "__name__", type(loss).__name__)

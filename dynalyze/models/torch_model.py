@@ -156,6 +156,10 @@ class TorchModel:
         self._warned_non_smooth = False
         return self
 
+    def __repr__(self) -> str:
+        what = type(self._module).__name__ if self._pairs else "function"
+        return f"TorchModel({what}, n_products={self.n_products})"
+
     @property
     def n_products(self) -> int:
         """Number p of products."""

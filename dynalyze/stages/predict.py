@@ -17,6 +17,7 @@ from dynalyze.flow.stepper import Stepper
 from dynalyze.models.binding import bind
 from dynalyze.models.counted import CountedObjective
 from dynalyze.models.data import as_positive_int
+from dynalyze.models.losses import Loss, loss_name
 from dynalyze.models.protocol import Model, Objective
 from dynalyze.stages.algorithm import Ending, Limits, Stage, Transitions, recurse
 from dynalyze.stages.clocks import FiniteScaleClock, LeadingOrderClock
@@ -33,7 +34,7 @@ def predict_stages(
     model: Model | Objective,
     data: Data = None,
     *,
-    loss: str = "squared",
+    loss: Loss = "squared",
     sample_weight: ArrayLike | None = None,
     init: Initialization | None = None,
     max_stages: int | None = None,
@@ -57,7 +58,8 @@ def predict_stages(
         What `model.bind` takes; None with an `Objective`.
     loss : {"squared", "mse"}
         Mean over samples of ½‖y − f(x)‖², or the mean over all entries of the squared error
-        (torch.nn.MSELoss). It sets the unit of time.
+        (torch.nn.MSELoss). It sets the unit of time. PyTorch models take a function too: see
+        `TorchModel.bind`.
     sample_weight : array_like, shape (n_samples,), optional
         Non-negative weights of the samples.
     init : Initialization, optional
@@ -131,7 +133,7 @@ def predict_stages(
     )
     configuration = {
         "model": repr(model),
-        "loss": loss,
+        "loss": loss_name(loss),
         "weighted": sample_weight is not None,
         "max_stages": max_stages,
         "field_tolerance": field_tolerance,

@@ -16,6 +16,7 @@ from dynalyze._torch import torch
 from dynalyze._typing import Data, IntArray
 from dynalyze.errors import DynalyzeWarning, InvalidInputError
 from dynalyze.flow.initialization import Initialization
+from dynalyze.models.losses import loss_name
 from dynalyze.models.torch_objective import differentiable_attention
 from dynalyze.training.batches import Samples, Shuffle
 from dynalyze.training.engine import Engine
@@ -56,12 +57,11 @@ def run_all(
     every, check_every = recording.resolved(
         options.n_steps, matrices=trainable.matrices, cuda=place.type == "cuda"
     )
-    loss = options.loss
     configuration: dict[str, Any] = {
         "model": type(trainable.model.module).__name__,
         "fixed weights": _digest(_fixed(trainable)),
         "data": _digest([inputs, targets]),
-        "loss": loss if isinstance(loss, str) else getattr(loss, "__name__", "callable"),
+        "loss": loss_name(options.loss),
         "optimizer": options.optimizer,
         "optimizer_options": dict(options.optimizer_options or {}),
         "lr": options.lr,

@@ -8,7 +8,9 @@ import pytest
 import torch
 from torch import nn
 
-from dynalyze.models import AttentionHead, Model, Objective, TorchModel
+from dynalyze import Initialization, compare, predict_stages, simulate
+from dynalyze.errors import InvalidInputError
+from dynalyze.models import AttentionHead, DiagonalLinear, Model, Objective, TorchModel
 
 D, N, T = 4, 9, 3
 
@@ -130,6 +132,34 @@ def test_value_and_field_agree_and_columns_are_selected():
     assert objective.hessian_columns(theta, np.array([], dtype=int)).shape == (18, 0)
 
 
+def test_stages_of_a_diagonal_head_are_those_of_the_closed_form():
+    X, _ = head_data(n=20)
+    y = AttentionHead(D).predict(np.array([0.9, 0.0, -0.7, 0.0, 1.2, -0.8, 0.0, 0.5]), X)
+    ours = predict_stages(TorchModel(Head(D), HEAD_PAIRS), (X, y), max_stages=5)
+    expected = predict_stages(AttentionHead(D), (X, y), max_stages=5)
+    assert ours.n_stages == 5
+    np.testing.assert_array_equal(ours.coordinates, expected.coordinates)
+    np.testing.assert_array_equal(ours.signs, expected.signs)
+    assert ours.left == expected.left
+    np.testing.assert_allclose(ours.times, expected.times, rtol=1e-9)
+    np.testing.assert_allclose(ours.theta, expected.theta, atol=1e-8)
+
+
+def test_stages_of_the_callers_own_module():
+    """A gated network as a user would write it is predicted and simulated without any change."""
+    X = np.random.default_rng(12).standard_normal((30, 5))
+    module = GatedMLP()  # its weights are the teacher's
+    y = module(torch.from_numpy(X)).detach()
+    model = TorchModel(module, GATED_PAIRS)
+    init = Initialization.gaussian(model.n_products, log10_alpha=-200, rng=3)
+    prediction = predict_stages(model, (X, y), init=init, max_stages=3)
+    assert prediction.n_stages == 3
+    end = float(prediction.jump_times()[-1]) + 5
+    comparison = compare(prediction, simulate(model, (X, y), init, until=end))
+    assert comparison.relative_errors.max() < 1e-2
+    assert comparison.inversions == ()
+
+
 def test_the_callers_module_is_left_alone():
     module = Head(D)
     model = TorchModel(module, HEAD_PAIRS)
@@ -185,6 +215,21 @@ def test_a_loss_of_the_callers_own():
     assert objective.value(theta) == pytest.approx(expected, rel=1e-13)
     residual = np.eye(3)[labels] - softmax
     np.testing.assert_allclose(objective.field(theta), (residual * X).mean(0), atol=1e-14)
+
+
+def test_predictions_with_a_loss_of_the_callers_own_can_be_saved(tmp_path):
+    def half_square(output, target):
+        return 0.5 * ((output - target) ** 2).sum(-1)
+
+    X = np.random.default_rng(2).standard_normal((20, 2))
+    model = TorchModel.from_function(lambda x, theta: x * theta, 2)
+    own = predict_stages(model, (X, X * [1.0, -0.3]), loss=half_square)
+    named = predict_stages(model, (X, X * [1.0, -0.3]))
+    np.testing.assert_allclose(own.times, named.times, rtol=1e-12)
+    assert own.configuration["loss"] == "half_square"
+    own.save(tmp_path / "prediction.npz")
+    with pytest.raises(InvalidInputError, match=r"half_square.* is not known"):
+        predict_stages(DiagonalLinear(2), (X, X[:, 0]), loss=half_square)
 
 
 @pytest.mark.parametrize("budget", [1, 3_000, 10**5])
