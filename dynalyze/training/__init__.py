@@ -2,6 +2,7 @@
 
 from dynalyze.training.assemble import LearningRateWarning
 from dynalyze.training.distributed import process_group
+from dynalyze.training.full_flow import FullTrajectory, RankSteps, rank_steps, simulate_full
 from dynalyze.training.heads import DiagonalHead, FullHead
 from dynalyze.training.recording import Recording
 from dynalyze.training.runs import train, train_many
@@ -10,10 +11,14 @@ from dynalyze.training.training_run import TrainingRun
 __all__ = [
     "DiagonalHead",
     "FullHead",
+    "FullTrajectory",
     "LearningRateWarning",
+    "RankSteps",
     "Recording",
     "TrainingRun",
     "process_group",
+    "rank_steps",
+    "simulate_full",
     "train",
     "train_many",
 ]

@@ -10,8 +10,8 @@ import numpy as np
 
 from dynalyze._saved_files import read_saved, write_saved
 from dynalyze._typing import ArrayLike, FloatArray, IntArray
-from dynalyze.errors import InvalidInputError
 from dynalyze.flow.initialization import Initialization
+from dynalyze.training.curves import Curves, log_curves, plot_curves
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -68,19 +68,11 @@ class TrainingRun:
         Interpolation is linear in the log coordinates of `dynalyze.flow.coordinates`, in which
         products move at a constant rate on a plateau (log σ for singular values).
         """
-        times = self._inside(t)
-        if len(self.t) == 1:
-            return np.broadcast_to(self.theta[0], (*times.shape, self.theta.shape[1])).copy()
-        right = np.clip(np.searchsorted(self.t, times, side="right"), 1, len(self.t) - 1)
-        start, stop = self.t[right - 1], self.t[right]
-        share = ((times - start) / (stop - start))[..., None]
-        z = (1 - share) * self._z[right - 1] + share * self._z[right]
-        exact = self.theta[right - 1]
-        return np.where(share == 0, exact, np.where(share == 1, self.theta[right], self._back(z)))
+        return self._curves.at(t)
 
     def loss_at(self, t: ArrayLike) -> FloatArray:
         """Loss at flow times `t`, shape of `t`: the recorded losses, interpolated linearly."""
-        times = self._inside(t)
+        times = self._curves.inside(t)
         return np.interp(times.ravel(), self.t, self.losses).reshape(times.shape)
 
     def crossings(self, threshold: float) -> tuple[FloatArray, IntArray, IntArray]:
@@ -100,29 +92,7 @@ class TrainingRun:
         direction : ndarray of int, shape (n,)
             +1 where |θ_i| grows, −1 where it shrinks.
         """
-        if not 0 < threshold < np.inf:
-            raise InvalidInputError(
-                f"threshold={threshold} must be positive and finite: it is a value of |θ|"
-            )
-        level = self._forth(np.full(self.theta.shape[1], float(threshold)))
-        times, coordinates, directions = [], [], []
-        # A singular value meets the level from one side, a product both level and −level.
-        for sign in (1,) if self.singular_values else (1, -1):
-            above = sign * self._z > level
-            before, after = above[:-1], above[1:]
-            record, coordinate = np.nonzero(before != after)
-            a = sign * self._z[record, coordinate] - level[coordinate]
-            b = sign * self._z[record + 1, coordinate] - level[coordinate]
-            times.append(self.t[record] + a / (a - b) * np.diff(self.t)[record])
-            coordinates.append(coordinate)
-            directions.append(np.where(after[record, coordinate], 1, -1))
-        t = np.concatenate(times)
-        order = np.argsort(t, kind="stable")
-        return (
-            t[order],
-            np.concatenate(coordinates)[order].astype(np.int64),
-            np.concatenate(directions)[order].astype(np.int64),
-        )
+        return self._curves.crossings(threshold)
 
     def plot(self, ax: "Sequence[Axes] | None" = None) -> "tuple[Axes, Axes]":
         """Plot the loss and the recorded quantities over rescaled time, as Figure 2.
@@ -136,21 +106,8 @@ class TrainingRun:
         -------
         pair of Axes
         """
-        if ax is None:
-            from matplotlib import pyplot as plt
-
-            ax = plt.subplots(1, 2, figsize=(10, 3.5), layout="constrained")[1]
-        loss_ax, theta_ax = ax
-        loss_ax.plot(self.t_rescaled, self.losses)
-        loss_ax.set_ylabel("loss")
-        ever_seen = np.max(np.abs(self.theta), axis=0) > 0.01 * np.max(np.abs(self.theta))
-        for i in np.flatnonzero(ever_seen):
-            theta_ax.plot(self.t_rescaled, self.theta[:, i], label=self.product_names[i])
-        theta_ax.plot(self.t_rescaled, self.theta[:, ~ever_seen], color="0.7", lw=0.5)
-        theta_ax.set_ylabel("singular value" if self.singular_values else "product θ")
-        for one in (loss_ax, theta_ax):
-            one.set_xlabel("rescaled time t / log(1/α)")
-        return loss_ax, theta_ax
+        label = "singular value" if self.singular_values else "product θ"
+        return plot_curves(self.t_rescaled, self.theta, self.losses, self.product_names, label, ax)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the run to a file, which `load` reads back exactly; customary suffix ``.npz``."""
@@ -202,25 +159,8 @@ class TrainingRun:
         )
 
     @cached_property
-    def _z(self) -> FloatArray:
-        return self._forth(self.theta)
-
-    def _forth(self, theta: FloatArray) -> FloatArray:
-        """Coordinates in which plateaus are straight."""
+    def _curves(self) -> Curves:
         if self.singular_values:
-            return np.log(np.maximum(theta, np.finfo(float).tiny))
-        return self.init.coordinates.z_of_theta(theta)
-
-    def _back(self, z: FloatArray) -> FloatArray:
-        return np.exp(z) if self.singular_values else self.init.coordinates.theta(z)
-
-    def _inside(self, t: ArrayLike) -> FloatArray:
-        times = np.asarray(t, dtype=float)
-        last = self.t[-1]
-        # A time computed as learning rate × steps may exceed the last by rounding.
-        if times.size and not (times.min() >= 0 and times.max() <= last * (1 + 1e-12)):
-            raise InvalidInputError(
-                f"t ranges over [{times.min():g}, {times.max():g}], and the run over "
-                f"[0, {last:g}] in flow time (learning rate × steps)"
-            )
-        return np.minimum(times, last)
+            return log_curves(self.t, self.theta)
+        chart = self.init.coordinates
+        return Curves(self.t, self.theta, chart.z_of_theta, chart.theta, signed=True)

@@ -1,0 +1,270 @@
+"""Gradient flow of full weight matrices, and the rank-one steps in which their products grow.
+
+The theory of diagonal weights says nothing of matrices: their singular vectors turn from stage
+to stage, so that there is no fixed coordinate to which eqs. (8)–(10) could be applied. What the
+paper observes, and what is detected here, are steps of rank one in W_K W_Qᵀ or W_V W_Oᵀ.
+"""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from scipy.integrate import solve_ivp
+
+from dynalyze._saved_files import read_saved, write_saved
+from dynalyze._torch import torch
+from dynalyze._typing import ArrayLike, Data, FloatArray, IntArray
+from dynalyze.errors import FlowError, InvalidInputError
+from dynalyze.flow.initialization import Initialization
+from dynalyze.models.torch_loss import SampleLoss
+from dynalyze.models.torch_objective import differentiable_attention
+from dynalyze.training.curves import Curves, log_curves, plot_curves
+from dynalyze.training.engine import Engine
+from dynalyze.training.heads import FullHead
+from dynalyze.training.trainable import Weights, as_trainable, checked_samples
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+_KIND = "flow of full weights"
+METHODS = ("RK23", "RK45", "DOP853", "Radau", "BDF", "LSODA")
+# Beyond it the dense Jacobian of an implicit method costs more than small explicit steps.
+_MOST_IMPLICIT = 400
+
+
+@dataclass(frozen=True, eq=False)
+class FullTrajectory:
+    """Gradient flow of a head with full weights, at the steps of the integrator.
+
+    It reads as a `TrainingRun` of a full head does.
+    """
+
+    t: FloatArray  # (n_steps + 1,), flow time
+    theta: FloatArray  # (n_steps + 1, p), singular values of the products, descending in each
+    losses: FloatArray  # (n_steps + 1,)
+    init: Initialization = field(repr=False)
+    product_names: tuple[str, ...] = field(repr=False)  # length p
+    weights: dict[str, FloatArray] = field(repr=False)  # W_K, W_Q, W_V, W_O at the end
+    nfev: int  # gradients evaluated
+    configuration: dict[str, Any] = field(repr=False)  # method, tolerances
+
+    singular_values = True
+
+    @property
+    def t_rescaled(self) -> FloatArray:
+        """Rescaled time t / log(1/α), natural logarithm, of the steps; shape (n_steps + 1,)."""
+        return self.t / self.init.log_inverse_alpha
+
+    def theta_at(self, t: ArrayLike) -> FloatArray:
+        """Singular values at flow times `t`, shape (*t.shape, p), linear in their logarithm."""
+        return self._curves.at(t)
+
+    def loss_at(self, t: ArrayLike) -> FloatArray:
+        """Loss at flow times `t`, shape of `t`, interpolated linearly."""
+        times = self._curves.inside(t)
+        return np.interp(times.ravel(), self.t, self.losses).reshape(times.shape)
+
+    def crossings(self, threshold: float) -> tuple[FloatArray, IntArray, IntArray]:
+        """Flow times, indices and directions ±1 of every crossing of a singular value."""
+        return self._curves.crossings(threshold)
+
+    def plot(self, ax: "Sequence[Axes] | None" = None) -> "tuple[Axes, Axes]":
+        """Plot the loss and the singular values over rescaled time, as Figure 2."""
+        return plot_curves(
+            self.t_rescaled, self.theta, self.losses, self.product_names, "singular value", ax
+        )
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write it to a file, which `load` reads back exactly; customary suffix ``.npz``."""
+        arrays = {
+            "t": self.t,
+            "theta": self.theta,
+            "losses": self.losses,
+            "u0": self.init.u0,
+            "v0": self.init.v0,
+            **{f"weights.{name}": value for name, value in self.weights.items()},
+        }
+        metadata = {
+            "log10_alpha": self.init.log10_alpha,
+            "product_names": list(self.product_names),
+            "nfev": self.nfev,
+            "configuration": self.configuration,
+        }
+        write_saved(path, _KIND, arrays, metadata)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> "FullTrajectory":
+        """Read what `save` wrote.
+
+        Raises
+        ------
+        SavedFileError
+            If the file is truncated, or holds something else.
+        """
+        arrays, stamp = read_saved(path, _KIND)
+        metadata = stamp["metadata"]
+        return cls(
+            t=arrays["t"],
+            theta=arrays["theta"],
+            losses=arrays["losses"],
+            init=Initialization(arrays["u0"], arrays["v0"], log10_alpha=metadata["log10_alpha"]),
+            product_names=tuple(metadata["product_names"]),
+            weights={k.removeprefix("weights."): v for k, v in arrays.items() if "weights." in k},
+            nfev=metadata["nfev"],
+            configuration=metadata["configuration"],
+        )
+
+    @cached_property
+    def _curves(self) -> Curves:
+        return log_curves(self.t, self.theta)
+
+
+def simulate_full(
+    head: FullHead,
+    data: Data,
+    init: Initialization,
+    *,
+    until: float,
+    loss: str | SampleLoss = "squared",
+    method: str = "auto",
+    rtol: float | None = None,
+) -> FullTrajectory:
+    """Follow the gradient flow of a head with full weights, eqs. (1) and (3).
+
+    Parameters
+    ----------
+    head : FullHead
+        Sizes of the head; its own weights are not used.
+    data : pair (X, y), torch Dataset or DataLoader
+        Inputs and targets.
+    init : Initialization
+        α u0 holds W_K and W_V, α v0 holds W_Q and W_O, flattened: `head.n_weights` entries each.
+        α must be at least 1e-12: a direction that is not learned yet lies in the same entries as
+        those that are, whose rounding would seed it.
+    until : float
+        Flow time at which to end.
+    loss : {"squared", "mse"} or callable
+        As for `TorchModel.bind`.
+    method : {"auto", "RK23", "RK45", "DOP853", "Radau", "BDF", "LSODA"}
+        Method of `scipy.integrate.solve_ivp`; ``"auto"`` is LSODA for up to 400 weights and
+        DOP853 beyond.
+    rtol : float, optional
+        Relative tolerance; by default so far below α that errors do not seed directions either.
+
+    Returns
+    -------
+    FullTrajectory
+
+    Raises
+    ------
+    FlowError
+        If the integrator fails.
+    """
+    if not isinstance(head, FullHead):
+        raise InvalidInputError(
+            f"head is of type {type(head).__name__}: for products of diagonal weights use "
+            "dynalyze.simulate, which works in log coordinates"
+        )
+    if method not in ("auto", *METHODS):
+        raise InvalidInputError(
+            f"method={method!r} is not known: choose 'auto' or one of "
+            f"{', '.join(map(repr, METHODS))}"
+        )
+    if not 0 < until < np.inf:
+        raise InvalidInputError(f"until={until} must be a positive flow time")
+    trainable = as_trainable(head)
+    inputs, targets, sample_loss = checked_samples(trainable, data, loss)
+    engine = Engine(trainable, sample_loss, stacked=False)
+    start = trainable.initial_weights(init)
+    alpha = 10.0**init.log10_alpha
+    if rtol is None:
+        rtol = float(np.clip(1e-2 * alpha, 1e-13, 1e-8))
+    shapes = {name: value.shape for name, value in start.items()}
+
+    def unpack(y: FloatArray) -> Weights:
+        parts = torch.split(torch.from_numpy(y.copy()), [s.numel() for s in shapes.values()])
+        named = zip(shapes.items(), parts, strict=True)
+        return {name: part.view(shape).requires_grad_() for (name, shape), part in named}
+
+    def field_of(t: float, y: FloatArray) -> FloatArray:
+        weights = unpack(y)
+        engine.losses_and_gradients(weights, inputs, targets, len(inputs), shared=True)
+        gradients = [w.grad for w in weights.values() if w.grad is not None]
+        return -torch.cat([gradient.reshape(-1) for gradient in gradients]).numpy()
+
+    y0 = torch.cat([value.reshape(-1) for value in start.values()]).numpy()
+    if method == "auto":
+        method = "LSODA" if y0.size <= _MOST_IMPLICIT else "DOP853"
+    solver: Any = method
+    with differentiable_attention():
+        solution = solve_ivp(
+            field_of, (0.0, until), y0, method=solver, rtol=rtol, atol=1e-4 * rtol * alpha
+        )
+        if solution.status != 0:
+            raise FlowError(
+                f"{method} stopped at t = {solution.t[-1]:g}: {solution.message}; try another "
+                "method, such as 'DOP853', or a larger rtol"
+            )
+        steps = [unpack(y) for y in solution.y.T]
+        losses = [engine.losses(w, inputs, targets, len(inputs)).item() for w in steps]
+    with torch.no_grad():
+        observed = torch.stack([trainable.observe(weights) for weights in steps]).numpy()
+    return FullTrajectory(
+        t=solution.t,
+        theta=observed,
+        losses=np.array(losses),
+        init=init,
+        product_names=trainable.product_names,
+        weights={name: w.detach().numpy() for name, w in steps[-1].items()},
+        nfev=int(solution.nfev),
+        configuration={"method": method, "rtol": rtol},
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class RankSteps:
+    """Steps in which the rank of a product grows or falls by one."""
+
+    t: FloatArray  # (n,), flow time
+    products: tuple[str, ...]  # (n,), "W_K W_Q" or "W_V W_O"
+    ranks: IntArray  # (n,), rank of that product after the step
+    changes: IntArray  # (n,), +1 or −1
+
+
+def rank_steps(run: Any, *, threshold: float = 0.05) -> RankSteps:
+    """Rank-one steps of a run with full weights: its singular values crossing a threshold.
+
+    Parameters
+    ----------
+    run : FullTrajectory or TrainingRun
+        A flow or a training run of a `FullHead`.
+    threshold : float
+        Singular value above which a direction counts as learned.
+
+    Returns
+    -------
+    RankSteps
+
+    Raises
+    ------
+    InvalidInputError
+        If `run` records products of diagonal weights.
+    """
+    if not getattr(run, "singular_values", False):
+        raise InvalidInputError(
+            f"run={type(run).__name__} records no singular values: rank steps are those of a "
+            "FullHead; for diagonal weights use crossings(threshold)"
+        )
+    t, index, direction = run.crossings(threshold)
+    names = [name.rsplit(" σ[", 1) for name in run.product_names]
+    position = np.array([int(tail.rstrip("]")) for _, tail in names])
+    return RankSteps(
+        t=t,
+        products=tuple(names[i][0] for i in index),
+        # Singular values descend: the rank is the position, counted from 1, while it is above.
+        ranks=position[index] + (direction > 0),
+        changes=direction,
+    )
