@@ -10,7 +10,9 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from dynalyze import datasets, models
+    from dynalyze.checks.assumptions import check_assumptions
     from dynalyze.checks.comparison import Comparison, compare
+    from dynalyze.checks.report import AssumptionReport
     from dynalyze.errors import DynalyzeError, DynalyzeWarning
     from dynalyze.flow.initialization import Initialization
     from dynalyze.flow.simulate import simulate
@@ -19,12 +21,14 @@ if TYPE_CHECKING:
     from dynalyze.stages.prediction import StagePrediction
 
 _HOMES = {
+    "AssumptionReport": "checks.report",
     "Comparison": "checks.comparison",
     "DynalyzeError": "errors",
     "DynalyzeWarning": "errors",
     "Initialization": "flow.initialization",
     "StagePrediction": "stages.prediction",
     "Trajectory": "flow.trajectory",
+    "check_assumptions": "checks.assumptions",
     "compare": "checks.comparison",
     "predict_stages": "stages.predict",
     "simulate": "flow.simulate",
@@ -32,6 +36,7 @@ _HOMES = {
 _SUBPACKAGES = ("datasets", "models")
 
 __all__ = [
+    "AssumptionReport",
     "Comparison",
     "DynalyzeError",
     "DynalyzeWarning",
@@ -39,6 +44,7 @@ __all__ = [
     "StagePrediction",
     "Trajectory",
     "__version__",
+    "check_assumptions",
     "compare",
     "datasets",
     "models",

@@ -112,7 +112,7 @@ class TorchModel:
         self._names = _product_names(product_names, labels, self._shapes)
         self._function: Function = self._evaluate
         self._budget = memory_budget
-        self._warned_non_smooth = bool(non_smooth)
+        self._non_smooth = non_smooth
 
     @classmethod
     def from_function(
@@ -153,7 +153,7 @@ class TorchModel:
         self._names = _product_names(product_names, ["theta"], [torch.Size([n_products])])
         self._function = function
         self._budget = memory_budget
-        self._warned_non_smooth = False
+        self._non_smooth = ()
         return self
 
     def __repr__(self) -> str:
@@ -169,6 +169,11 @@ class TorchModel:
     def product_names(self) -> tuple[str, ...]:
         """Readable name of each product; length p."""
         return self._names
+
+    @property
+    def non_smooth(self) -> tuple[str, ...]:
+        """Parts of the module that are not twice differentiable, such as ReLU."""
+        return self._non_smooth
 
     @property
     def device(self) -> torch.device:
@@ -277,7 +282,7 @@ class TorchModel:
                 check_products_alone(self._call, self._pairs, self._shapes, probe)
             found = (
                 ()
-                if self._warned_non_smooth
+                if self._non_smooth
                 else non_smooth_operations(self._function, probe, self.n_products)
             )
         if found:

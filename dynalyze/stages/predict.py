@@ -107,7 +107,7 @@ def predict_stages(
     names = objective.product_names
     origin = at_origin(objective)
     tolerance = _STATIONARY * float(np.abs(origin.field).max(initial=0.0))
-    transitions = Transitions(objective, _stepper, tolerance)
+    transitions = Transitions(objective, orbit_stepper, tolerance)
     stages: list[Stage] = []
     clock = LeadingOrderClock(objective.n_products)
     log_scales = [clock.b]
@@ -212,7 +212,8 @@ def _collect(
     )
 
 
-def _stepper(objective: Objective, chart: BalancedCoordinates, z0: FloatArray) -> Stepper:
+def orbit_stepper(objective: Objective, chart: BalancedCoordinates, z0: FloatArray) -> Stepper:
+    """Integrator of the orbits ψ of eq. (11), from log coordinates z0."""
     return ScipyStepper(objective, chart, z0, method="BDF", tol=_ORBIT_TOLERANCE)
 
 

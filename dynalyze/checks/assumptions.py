@@ -1,0 +1,304 @@
+"""`check_assumptions`: whether the theory applies to a problem, with a margin per stage."""
+
+import warnings
+from typing import Any
+
+import numpy as np
+
+from dynalyze._typing import ArrayLike, Data, FloatArray
+from dynalyze.checks.minima import strict_minimum
+from dynalyze.checks.noise import Robustness, noise_robust
+from dynalyze.checks.nondegeneracy import (
+    InitialWeights,
+    next_activation,
+    nondegenerate,
+    unbalanced,
+)
+from dynalyze.checks.orbits import Fate, FollowedOrbit, follow
+from dynalyze.checks.report import AssumptionReport, Verdict
+from dynalyze.errors import DynalyzeWarning, InvalidInputError
+from dynalyze.models.binding import bind
+from dynalyze.models.data import as_positive_int
+from dynalyze.models.protocol import Model, Objective
+from dynalyze.stages.prediction import StagePrediction
+from dynalyze.stages.stationary import StationaryPoint
+from dynalyze.stages.transition import onset
+
+_SMALLEST_FLOAT = -300.0  # log10 of an α that floats can still hold
+_PROBE = 1e-3  # length of the step along which the Hessian is checked, relative
+_PROBED_PRODUCTS = 8
+_ROUGH = 0.01  # relative mismatch of field and Hessian over that step
+_SEEN = 1e-3  # products of an orbit's last point that count as its support, relative
+
+
+def check_assumptions(
+    model: Model | Objective,
+    data: Data = None,
+    prediction: StagePrediction | None = None,
+    *,
+    loss: str = "squared",
+    sample_weight: ArrayLike | None = None,
+    init: InitialWeights | None = None,
+    log10_alpha: float | None = None,
+    trials: int = 8,
+    epsilon: float = 0.05,
+    required_radius: float = 1e-3,
+    largest_radius: float = 2.0,
+    max_steps: int = 2000,
+    rng: int = 0,
+) -> AssumptionReport:
+    """Check the assumptions behind a prediction, each with a margin and a sentence.
+
+    Regularity (2.1, Definition 3.1), nondegeneracy (4.2), strict minima (4.3) and
+    noise-robustness (4.4) of arXiv 2306.07042, and that transitions end at a finite distance,
+    which the paper names as a limit of its theory.
+
+    Parameters
+    ----------
+    model, data, loss, sample_weight
+        As in `predict_stages`, the same as for the prediction.
+    prediction : StagePrediction
+        What `predict_stages` returned for them.
+    init : Initialization or pair (u0, v0), optional
+        Initial weights, for |u_i(0)| ≠ |v_i(0)|.
+    log10_alpha : float, optional
+        Products that only a smaller α would tell apart count as tied. By default the α that
+        the prediction was made for, or else -300, about the smallest float.
+    trials : int
+        Starts per radius in the check of noise-robustness, which takes most of the time; 0
+        leaves it out.
+    epsilon : float
+        Distance from the next plateau that counts as arrived, relative to its largest product.
+    required_radius, largest_radius : float
+        Radius around u^k, relative to the larger of ‖u^k‖ and ‖u^{k+1} − u^k‖, at which all
+        starts must arrive, and up to which the largest such radius is looked for.
+    max_steps : int
+        Steps of the integrator after which a perturbed flow counts as not arrived.
+    rng : int
+        Seed of the perturbed starts.
+
+    Returns
+    -------
+    AssumptionReport
+
+    Raises
+    ------
+    InvalidInputError
+        If an argument cannot be used, or the prediction belongs to another problem.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from dynalyze import check_assumptions, predict_stages
+    >>> from dynalyze.models import DiagonalLinear
+    >>> X = np.random.default_rng(0).standard_normal((20, 3))
+    >>> data = (X, X @ np.array([2.0, -1.0, 0.5]))
+    >>> prediction = predict_stages(DiagonalLinear(3), data)
+    >>> check_assumptions(DiagonalLinear(3), data, prediction).passed
+    True
+    """
+    if prediction is None:
+        raise InvalidInputError(
+            "prediction=None: give what predict_stages(model, data) returned for this problem"
+        )
+    settings = _settings(
+        trials, epsilon, required_radius, largest_radius, max_steps=max_steps, seed=rng
+    )
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", DynalyzeWarning)
+        objective = bind(model, data, loss=loss, sample_weight=sample_weight)
+    _check_same_problem(objective, prediction)
+    if log10_alpha is None:
+        finite = prediction.finite
+        log10_alpha = _SMALLEST_FLOAT if finite is None else finite.log10_alpha
+    names = prediction.product_names
+    failed = _follow_failed_stage(objective, prediction)
+    limit = _finite_limit(prediction, failed)
+    minima = [
+        strict_minimum(objective, prediction.theta[k], prediction.theta[k] != 0, k, names)
+        for k in range(1, prediction.n_stages + 1)
+    ]
+    if failed is not None and failed.fate is not Fate.RUNS_AWAY:
+        size = np.abs(failed.theta)
+        seen = size > _SEEN * size.max()
+        minima.append(strict_minimum(objective, failed.theta * seen, seen, len(minima) + 1, names))
+    scale = float(np.abs(prediction.fields[0]).max(initial=0.0))
+    robust = [
+        noise_robust(
+            objective,
+            prediction.theta[k],
+            (int(prediction.coordinates[k]), int(prediction.signs[k])),
+            prediction.theta[k + 1],
+            k + 1,
+            scale,
+            settings,
+        )
+        for k in range(prediction.n_stages if trials else 0)
+    ]
+    return AssumptionReport(
+        regularity=(
+            _bounded(prediction),
+            _smooth(model, [str(w.message) for w in caught if _names_kinks(w)]),
+            _consistent(objective, prediction, np.random.default_rng(rng)),
+        ),
+        initialization=None if init is None else unbalanced(init, names),
+        finite_limit=limit,
+        nondegenerate=nondegenerate(prediction, log10_alpha),
+        strict_minimum=tuple(minima),
+        noise_robust=tuple(robust),
+    )
+
+
+def _bounded(prediction: StagePrediction) -> Verdict:
+    """2.1: finite data give finite losses and fields, which the plateaus show."""
+    values = [prediction.losses, prediction.fields, prediction.theta]
+    passed = all(bool(np.isfinite(value).all()) for value in values)
+    largest = max(float(np.abs(value).max(initial=0.0)) for value in values)
+    message = (
+        f"loss, field and products are finite on every plateau (largest {largest:.3g})"
+        if passed
+        else "loss, field or products are not finite on some plateau: check the data and the model"
+    )
+    return Verdict(None, passed, 1 / largest if largest else np.inf, message)
+
+
+def _names_kinks(warning: Any) -> bool:
+    return warning.category.__name__ == "NonSmoothWarning"
+
+
+def _smooth(model: Any, messages: list[str]) -> Verdict:
+    """Definition 3.1, by what the model consists of."""
+    parts = tuple(getattr(model, "non_smooth", ()))
+    if parts:
+        listed = ", ".join(parts)
+        messages = [f"{listed}: not twice differentiable; use GELU, SiLU or Softplus", *messages]
+    if messages:
+        return Verdict(None, False, 0.0, messages[0])
+    return Verdict(None, True, 1.0, "no part of the model is known not to be smooth")
+
+
+def _consistent(
+    objective: Objective, prediction: StagePrediction, rng: np.random.Generator
+) -> Verdict:
+    """Definition 3.1, by numbers: over a short step the field changes as the Hessian says."""
+    worst = 0.0
+    theta = prediction.theta[-1]
+    size = float(np.abs(theta).max(initial=0.0)) or 1.0
+    for _ in range(3):
+        indices = rng.choice(theta.size, min(theta.size, _PROBED_PRODUCTS), replace=False)
+        step = rng.standard_normal(indices.size)
+        # Away from the plateau itself, where a kink may be straddled by chance alone.
+        middle = theta + 0.1 * size * rng.standard_normal(theta.size)
+        there, back = middle.copy(), middle.copy()
+        there[indices] += _PROBE * size * step
+        back[indices] -= _PROBE * size * step
+        measured = (objective.field(back) - objective.field(there)) / (2 * _PROBE * size)
+        expected = objective.hessian_columns(middle, indices) @ step
+        length = max(float(np.linalg.norm(measured)), float(np.linalg.norm(expected)))
+        if length > 0:
+            worst = max(worst, float(np.linalg.norm(measured - expected)) / length)
+    passed = worst <= _ROUGH
+    message = (
+        f"over steps of {_PROBE:g} the field changes as the Hessian says, to {worst:.1e}"
+        if passed
+        else f"over steps of {_PROBE:g} the field changes otherwise than the Hessian says "
+        f"({worst:.1e}): the loss has kinks, as with ReLU or |x|, or its Hessian is wrong"
+    )
+    return Verdict(None, bool(passed), _ROUGH - worst, message, {"mismatch": worst})
+
+
+def _follow_failed_stage(objective: Objective, prediction: StagePrediction) -> FollowedOrbit | None:
+    """Where the transition without a limit goes; None if there is no such."""
+    if prediction.status != "no limit point":
+        return None
+    k = prediction.n_stages
+    winner = next_activation(prediction, k)
+    if winner is None:
+        return None
+    theta = prediction.theta[k]
+    support = np.flatnonzero(theta)
+    point = StationaryPoint(
+        theta=theta,
+        value=float(prediction.losses[k]),
+        field=prediction.fields[k],
+        support=support,
+        hessian=objective.hessian_columns(theta, support),
+        curvature=float(prediction.curvatures[k]),
+        residual=0.0,
+    )
+    start = onset(objective, point, winner.coordinate, winner.sign)
+    scale = float(np.abs(prediction.fields[0]).max())
+    return follow(objective, start, field_scale=scale)
+
+
+def _finite_limit(prediction: StagePrediction, failed: FollowedOrbit | None) -> Verdict:
+    if failed is None:
+        return Verdict(None, True, 1.0, "every transition ends at a finite stationary point")
+    stage = prediction.n_stages + 1
+    reached = f"products up to {np.abs(failed.theta).max():.3g} at flow time {failed.time:.3g}"
+    if failed.fate is Fate.RUNS_AWAY:
+        return Verdict(
+            None,
+            False,
+            0.0,
+            f"the transition of stage {stage} runs away ({reached}): the loss has no finite "
+            "minimum there, as cross-entropy on separable data. Add weight decay or another "
+            "regularization, or bound the loss from below",
+        )
+    if failed.fate is Fate.UNDECIDED:
+        return Verdict(
+            None,
+            False,
+            0.0,
+            f"the transition of stage {stage} has no end within reach ({reached}): it creeps "
+            "along a nearly flat direction. Rescale the features, or leave out dependent ones",
+        )
+    return Verdict(
+        None,
+        True,
+        1.0,
+        f"the transition of stage {stage} ends at a finite point, which is no strict minimum",
+    )
+
+
+def _check_same_problem(objective: Objective, prediction: StagePrediction) -> None:
+    p = prediction.theta.shape[1]
+    if p != objective.n_products:
+        raise InvalidInputError(
+            f"the prediction has {p} products and the model {objective.n_products}: give the "
+            "prediction of this model"
+        )
+    field, expected = objective.field(np.zeros(p)), prediction.fields[0]
+    if not np.allclose(field, expected, rtol=1e-6, atol=1e-9 * _largest(expected), equal_nan=True):
+        raise InvalidInputError(
+            "the field at θ = 0 is not the prediction's: give the data, the loss and the weights "
+            "of the samples that the prediction was made with"
+        )
+
+
+def _largest(values: FloatArray) -> float:
+    return float(np.abs(values).max(initial=0.0))
+
+
+def _settings(
+    trials: int,
+    epsilon: float,
+    required: float,
+    largest: float,
+    *,
+    max_steps: int,
+    seed: int,
+) -> Robustness:
+    if trials != 0:
+        as_positive_int(trials, "trials")
+    as_positive_int(max_steps, "max_steps")
+    if not 0 < epsilon < 1:
+        raise InvalidInputError(
+            f"epsilon={epsilon!r} must lie between 0 and 1: it is a fraction of the largest product"
+        )
+    if not 0 < required < largest < np.inf:
+        raise InvalidInputError(
+            f"required_radius={required!r} and largest_radius={largest!r}: both must be positive, "
+            "and the first the smaller one"
+        )
+    return Robustness(trials, seed, epsilon, required, largest, max_steps)
