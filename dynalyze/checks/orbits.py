@@ -68,7 +68,7 @@ def follow(
         flow = orbit_stepper(objective, chart, chart.z_of_theta(start))
         for _ in range(max_steps):
             # Where nothing changes any more the step grows beyond all bounds.
-            with np.errstate(over="ignore"):
+            with np.errstate(over="ignore", invalid="ignore"):
                 time = flow.step().t_end
             theta, field = chart.theta(flow.z), flow.field
             if target is not None and np.abs(theta - target).max() <= within:
