@@ -67,9 +67,7 @@ def follow(
     try:
         flow = orbit_stepper(objective, chart, chart.z_of_theta(start))
         for _ in range(max_steps):
-            # Where nothing changes any more the step grows beyond all bounds.
-            with np.errstate(over="ignore", invalid="ignore"):
-                time = flow.step().t_end
+            time = flow.step().t_end
             theta, field = chart.theta(flow.z), flow.field
             if target is not None and np.abs(theta - target).max() <= within:
                 return FollowedOrbit(Fate.ARRIVED, theta, time)

@@ -17,6 +17,8 @@ _SOLVERS = {"LSODA": integrate.LSODA, "BDF": integrate.BDF, "Radau": integrate.R
 # Errors of z are errors of log|w|: absolute ones are what counts, whatever the size of log(1/α).
 _RTOL = 1e-13
 
+_LONGEST_STEP = 1e200  # where nothing changes any more, steps would overflow
+
 
 class _ScipySegment:
     """One step of a SciPy solver."""
@@ -75,6 +77,7 @@ class ScipyStepper:
             t_bound,
             rtol=_RTOL,
             atol=tol,
+            max_step=_LONGEST_STEP,
             jac=lambda _, __: flow.jacobian(self._accepted),
         )
         if method != "LSODA":

@@ -159,9 +159,6 @@ def test_separable_logistic_regression_has_no_finite_limit(y, separable):
         assert "Add weight decay" in report.finite_limit.message
 
 
-@pytest.mark.filterwarnings(
-    "ignore::RuntimeWarning"  # SciPy, as its step grows beyond all bounds
-)
 def test_unbounded_loss_has_no_finite_limit():
     falling = Function(1, lambda theta: -theta[0], lambda _: [1.0], lambda _: [[0.0]])
     assert not report_on(falling, trials=0).finite_limit.passed
