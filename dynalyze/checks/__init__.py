@@ -3,6 +3,7 @@
 from dynalyze.checks.assumptions import check_assumptions
 from dynalyze.checks.comparison import Comparison, compare
 from dynalyze.checks.matching import Inversion, Outcome, Run
+from dynalyze.checks.perturbation import Perturbation, perturb
 from dynalyze.checks.report import AssumptionReport, Verdict
 
 __all__ = [
@@ -10,8 +11,10 @@ __all__ = [
     "Comparison",
     "Inversion",
     "Outcome",
+    "Perturbation",
     "Run",
     "Verdict",
     "check_assumptions",
     "compare",
+    "perturb",
 ]
