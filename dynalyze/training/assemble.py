@@ -19,7 +19,7 @@ from dynalyze.flow.initialization import Initialization
 from dynalyze.models.losses import loss_name
 from dynalyze.models.torch_objective import differentiable_attention
 from dynalyze.training.batches import Samples, Shuffle
-from dynalyze.training.engine import Engine
+from dynalyze.training.engine import Engine, chunk_near_caches
 from dynalyze.training.loop import Loop
 from dynalyze.training.options import Options
 from dynalyze.training.recording import Recording
@@ -68,8 +68,9 @@ def run_all(
         "batch_size": options.batch_size,
         "recording": [recording.change, recording.every, recording.check_every],
     }
+    chunk = chunk_near_caches(inputs, len(starts)) if place.type == "cpu" else None
     loop = Loop(
-        engine=Engine(trainable, sample_loss, stacked),
+        engine=Engine(trainable, sample_loss, stacked, chunk),
         samples=Samples(inputs, targets, place, shuffles),
         weights=weights,
         optimizer=options.make_optimizer(weights),

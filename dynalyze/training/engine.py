@@ -8,6 +8,16 @@ from dynalyze.errors import DynalyzeError
 from dynalyze.models.torch_loss import SampleLoss
 from dynalyze.training.trainable import Trainable, Weights
 
+# Inputs of one pass on a CPU, counted once per run: measured on the paper's toy head, 32 runs at
+# once take a third of the time in chunks of 4 MiB that they take in one pass of 122 MiB.
+_CPU_PASS = 2**22
+
+
+def chunk_near_caches(inputs: torch.Tensor, n_runs: int) -> int:
+    """Samples per pass on a CPU for `n_runs` runs at once."""
+    per_sample = inputs[0].numel() * inputs.element_size() * n_runs
+    return max(1, _CPU_PASS // max(1, per_sample))
+
 
 @dataclass
 class Engine:

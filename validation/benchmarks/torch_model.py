@@ -1,0 +1,173 @@
+"""What generality costs: the head through `TorchModel` beside its own kernel; runs in a batch.
+
+    python -m validation.benchmarks.torch_model
+
+Everything is timed in one run on one thread, in interleaved rounds, because the speed of a shared
+machine drifts. Writes docs/benchmarks/torch_model.md.
+"""
+
+import time
+from collections.abc import Callable
+from statistics import median
+
+import numpy as np
+import torch
+
+from dynalyze import Initialization, predict_stages
+from dynalyze.datasets import toy_head
+from dynalyze.models import AttentionHead
+from dynalyze.training import DiagonalHead, train, train_many
+from validation import report
+
+COMMAND = "validation.benchmarks.torch_model"
+D = 50
+ROUNDS = 15
+RUNS = 32  # trained at once: 4 scales times 8 seeds
+STEPS = 100
+SIZES = ((20, 4, 4), (100, 8, 8), (1000, 10, 50))  # samples, tokens, features
+
+
+def interleaved(actions: dict[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
+    """Milliseconds of every action in every round."""
+    times: dict[str, list[float]] = {name: [] for name in actions}
+    for action in actions.values():
+        action()
+    for _ in range(rounds):
+        for name, action in actions.items():
+            begun = time.perf_counter()
+            action()
+            times[name].append(1e3 * (time.perf_counter() - begun))
+    return times
+
+
+def evaluations() -> str:
+    data = toy_head(rng=0)
+    kernel = AttentionHead(D, threads=1).bind((data.X, data.y))
+    through_torch = DiagonalHead(D).bind((data.X, data.y))
+    theta = np.random.default_rng(1).standard_normal(2 * D)
+    rows = []
+    for label, indices in (("loss and field", []), ("1 column", [7]), ("8 columns", range(46, 54))):
+        columns = np.array(list(indices), dtype=np.int64)
+        difference = np.max(np.abs(through_torch.field(theta) - kernel.field(theta)))
+        if columns.size:
+            ours = through_torch.hessian_columns(theta, columns)
+            difference = np.max(np.abs(ours - kernel.hessian_columns(theta, columns)))
+            actions = {
+                "kernel": lambda c=columns: kernel.hessian_columns(theta, c),
+                "torch": lambda c=columns: through_torch.hessian_columns(theta, c),
+            }
+        else:
+            actions = {
+                "kernel": lambda: kernel.value_and_field(theta),
+                "torch": lambda: through_torch.value_and_field(theta),
+            }
+        if difference > 1e-12:
+            raise RuntimeError(f"{label}: the two differ by {difference:.1e}")
+        times = interleaved(actions, ROUNDS)
+        low = {name: min(values) for name, values in times.items()}
+        middle = {name: median(values) for name, values in times.items()}
+        rows.append(
+            [
+                label,
+                f"{low['kernel']:.2f} ({middle['kernel']:.2f})",
+                f"{low['torch']:.1f} ({middle['torch']:.1f})",
+                f"{low['torch'] / low['kernel']:.0f}",
+                f"{difference:.0e}",
+            ]
+        )
+    header = ["", "AttentionHead, ms", "TorchModel, ms", "ratio", "largest difference"]
+    return report.table(header, rows)
+
+
+def predictions() -> str:
+    rng = np.random.default_rng(2)
+    X = rng.standard_normal((200, 5, 8))
+    y = AttentionHead(8).predict(rng.standard_normal(16), X)
+    actions = {
+        "kernel": lambda: predict_stages(AttentionHead(8, threads=1), (X, y), max_stages=8),
+        "torch": lambda: predict_stages(DiagonalHead(8), (X, y), max_stages=8),
+    }
+    kernel, ours = (action() for action in actions.values())
+    if not np.array_equal(kernel.coordinates, ours.coordinates):
+        raise RuntimeError("the two predict different stages")
+    times = {name: min(values) / 1e3 for name, values in interleaved(actions, 3).items()}
+    error = np.max(np.abs(ours.times / kernel.times - 1))
+    return (
+        f"Eight stages of a head with 16 products, 200 samples of 5 tokens: "
+        f"{times['kernel']:.2f} s with the kernel, {times['torch']:.2f} s through torch "
+        f"({times['torch'] / times['kernel']:.1f} times as long); the same products and signs in "
+        f"the same order, times equal to {error:.0e}."
+    )
+
+
+def batches() -> str:
+    rows = []
+    for n_samples, n_tokens, d in SIZES:
+        rng = np.random.default_rng(3)
+        X = rng.standard_normal((n_samples, n_tokens, d))
+        data = X, AttentionHead(d).predict(rng.standard_normal(2 * d), X)
+        scales = (-1.0, -2.0, -3.0, -4.0)
+        inits = [
+            Initialization.gaussian(2 * d, log10_alpha=scale, rng=seed)
+            for scale in scales
+            for seed in range(RUNS // len(scales))
+        ]
+        head, options = DiagonalHead(d), {"lr": 0.005, "steps": STEPS if d < D else 4}
+        many = train_many(head, data, inits, **options)
+        loop = [train(head, data, init=init, **options) for init in inits]
+        worst = max(np.max(np.abs(a.theta - b.theta)) for a, b in zip(many, loop, strict=True))
+        actions = {
+            "batch": lambda h=head, e=data, i=inits, o=options: train_many(h, e, i, **o),
+            "loop": lambda h=head, e=data, i=inits, o=options: [
+                train(h, e, init=init, **o) for init in i
+            ],
+        }
+        times = {name: min(values) for name, values in interleaved(actions, 3).items()}
+        per_step = {name: value / (RUNS * options["steps"]) for name, value in times.items()}
+        rows.append(
+            [
+                f"{n_samples} × {n_tokens} × {d}",
+                f"{per_step['loop']:.3f}",
+                f"{per_step['batch']:.3f}",
+                f"{times['loop'] / times['batch']:.1f}",
+                f"{worst:.0e}",
+            ]
+        )
+    header = ["samples × tokens × features", "loop, ms", "batch, ms", "ratio", "largest difference"]
+    return report.table(header, rows)
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    body = f"""
+One thread, float64. Times are the smallest of interleaved rounds, medians in parentheses; ratios
+are of the smallest.
+
+## The head's objective: its own kernel, and the same module through torch
+
+1000 samples, 10 tokens, 50 features.
+
+{evaluations()}
+
+{predictions()}
+
+## Training: {RUNS} runs in a batch, and one after another
+
+Full-batch gradient descent of diagonal heads, 4 scales times 8 seeds; milliseconds per run and
+step, everything included. Small problems are bound by the cost of calling torch, which a batch
+pays once; large ones by arithmetic, which it does not change. On a GPU see
+`python -m validation.benchmarks.gpu`.
+
+{batches()}
+"""
+    report.write(
+        "benchmarks/torch_model.md",
+        "PyTorch models",
+        body,
+        module=COMMAND,
+        packages=("numpy", "numba", "torch"),
+    )
+
+
+if __name__ == "__main__":
+    main()
