@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from dynalyze import datasets, models
+    from dynalyze import datasets, models, symbolic
     from dynalyze.checks.assumptions import check_assumptions
     from dynalyze.checks.comparison import Comparison, compare
     from dynalyze.checks.report import AssumptionReport
@@ -33,7 +33,7 @@ _HOMES = {
     "predict_stages": "stages.predict",
     "simulate": "flow.simulate",
 }
-_SUBPACKAGES = ("datasets", "models")
+_SUBPACKAGES = ("datasets", "models", "symbolic")
 
 __all__ = [
     "AssumptionReport",
@@ -50,6 +50,7 @@ __all__ = [
     "models",
     "predict_stages",
     "simulate",
+    "symbolic",
 ]
 
 

@@ -261,6 +261,9 @@ class SymbolicObjective:
     weights: FloatArray  # (n_samples,), the loss's constant factor included
     kernels: ModuleType
 
+    def __repr__(self) -> str:
+        return f"SymbolicObjective({', '.join(self.product_names)}; {len(self.X)} samples)"
+
     @property
     def n_products(self) -> int:
         """Number p of products."""
