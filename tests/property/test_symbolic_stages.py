@@ -20,6 +20,9 @@ from dynalyze.symbolic import (
     stages,
 )
 
+# small integers draw constant features, and the scalar model is one
+pytestmark = pytest.mark.filterwarnings("ignore::dynalyze.errors.ConstantFeatureWarning")
+
 TOLERANCE = 1e-12
 SETTINGS = settings(
     deadline=None,
