@@ -139,9 +139,9 @@ def _result(
             f"; the loss rose at {rises} of {loop.step} steps: lr={lr:g} is at the edge of "
             f"stability, and the run does not follow the gradient flow; try {lr / 4:g}"
         )
-        warnings.warn(message, LearningRateWarning, stacklevel=4)
+        warnings.warn(message, LearningRateWarning, stacklevel=5)
     if status == "diverged":
-        warnings.warn(message, LearningRateWarning, stacklevel=4)
+        warnings.warn(message, LearningRateWarning, stacklevel=5)
     final = {
         name: value.detach().cpu().numpy()[(run,) if loop.engine.stacked else ()].copy()
         for name, value in loop.weights.items()

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from dynalyze._collectives import all_reduce, world
 from dynalyze._torch import torch
-from dynalyze.errors import DynalyzeError
+from dynalyze.errors import DynalyzeError, InvalidInputError
 from dynalyze.models.torch_loss import SampleLoss
 from dynalyze.training.trainable import Trainable, Weights
 
@@ -112,9 +112,17 @@ class Engine:
 
         if self.stacked:
             over = None if shared else 0
-            values = torch.func.vmap(share_of_mean, in_dims=(0, over, over))(
-                weights, inputs, targets
-            )
+            try:
+                values = torch.func.vmap(share_of_mean, in_dims=(0, over, over))(
+                    weights, inputs, targets
+                )
+            except torch.OutOfMemoryError:
+                raise
+            except RuntimeError as error:
+                raise InvalidInputError(
+                    f"the module cannot be batched over runs by torch.func.vmap ({error}): "
+                    "train the runs one by one with train"
+                ) from error
         else:
             values = share_of_mean(weights, inputs, targets)
         if not gradient:

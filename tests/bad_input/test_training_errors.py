@@ -157,3 +157,22 @@ def test_out_of_memory_on_one_sample():
 
     with pytest.raises(DynalyzeError, match="ran out of memory on one sample: train fewer runs"):
         train(Hopeless(D), DATA, init=start(), lr=0.1, steps=3)
+
+
+def test_modules_that_cannot_be_batched_are_trained_one_by_one():
+    class Branching(DiagonalHead):
+        def forward(self, x):
+            out = super().forward(x)
+            return out if (self.w_v * self.w_o).sum() > 0 else 2 * out
+
+    model = TorchModel(Branching(D), [("w_k", "w_q"), ("w_v", "w_o")])
+    options = {"lr": 0.1, "steps": 2}
+    with pytest.raises(InvalidInputError, match=r"by torch.func.vmap .*one by one with train"):
+        train_many(model, DATA, [start(), start()], **options)
+    assert train(model, DATA, init=start(), **options).success
+
+
+def test_warnings_point_at_the_call():
+    with pytest.warns(LearningRateWarning) as caught:
+        train(DiagonalHead(D), DATA, init=start(-1), lr=40.0, steps=50)
+    assert caught[0].filename == __file__

@@ -10,6 +10,7 @@ from dynalyze.training import (
     FullHead,
     FullTrajectory,
     TrainingRun,
+    predict_rank_steps,
     rank_steps,
     simulate_full,
     train,
@@ -138,3 +139,75 @@ def test_rank_steps_need_singular_values():
     run = train(DiagonalHead(D), (X, y), init=init, lr=0.01, steps=2)
     with pytest.raises(InvalidInputError, match="run=TrainingRun records no singular values"):
         rank_steps(run)
+
+
+@pytest.fixture(scope="module")
+def prediction():
+    return predict_rank_steps(HEAD, random_teacher())
+
+
+def test_rank_steps_are_predicted_from_the_data(prediction):
+    """Order, times to leading order, and the losses of separated plateaus, against the flow."""
+    init = start(-12.0)
+    flow = simulate_full(HEAD, random_teacher(), init, until=2.2 * init.log_inverse_alpha)
+    steps = rank_steps(flow)
+    assert prediction.products == steps.products
+    np.testing.assert_array_equal(prediction.ranks, steps.ranks)
+    np.testing.assert_allclose(prediction.times, steps.t / init.log_inverse_alpha, rtol=0.06)
+    assert prediction.losses[0] == pytest.approx(flow.losses[0], rel=1e-6)
+    before_second = flow.loss_at(0.97 * steps.t[1])
+    assert prediction.losses[1] == pytest.approx(float(before_second), rel=1e-3)
+    assert prediction.losses[-1] == pytest.approx(flow.losses[-1], rel=1e-4)
+
+
+def test_smaller_scales_come_closer_to_the_predicted_times(prediction):
+    def error(log10_alpha):
+        init = start(log10_alpha)
+        flow = simulate_full(HEAD, random_teacher(), init, until=1.05 * init.log_inverse_alpha)
+        times = rank_steps(flow).t[:2] / init.log_inverse_alpha
+        return np.abs(times / prediction.times[:2] - 1).max()
+
+    assert error(-12.0) < 0.7 * error(-6.0)
+
+
+def test_predicted_plateaus_are_stationary_with_one_rank_more_each(prediction):
+    from dynalyze.models import TorchModel
+
+    def of_matrices(x, theta):
+        import torch
+
+        key_query, value_output = theta.view(2, D, D)
+        return torch.softmax(x @ key_query @ x.mT, -1) @ x @ value_output
+
+    objective = TorchModel.from_function(of_matrices, 2 * D * D).bind(random_teacher())
+    first = np.abs(objective.field(np.zeros(2 * D * D))).max()
+    for k, matrices in enumerate(prediction.matrices):
+        assert sum(np.linalg.matrix_rank(M, tol=1e-6) for M in matrices) == k
+        gradients = objective.field(matrices.ravel()).reshape(2, D, D)
+        for G, M in zip(gradients, matrices, strict=True):
+            assert np.abs(G @ M.T).max() < 1e-7 * first
+            assert np.abs(G.T @ M).max() < 1e-7 * first
+    assert np.all(np.diff(prediction.losses) < 0)
+    assert prediction.status == "full rank"
+    assert "W_V W_O to rank 1" in prediction.summary()
+
+
+def test_a_linear_head_learns_the_singular_values_of_its_correlation():
+    """One token: attention is trivial, and each step ends at a singular value, at T = 1/σ."""
+    rng = np.random.default_rng(3)
+    X = np.linalg.qr(rng.standard_normal((30, D)))[0][:, None, :] * np.sqrt(30)
+    M_true = rng.standard_normal((D, D))
+    prediction = predict_rank_steps(FullHead(D), (X, X @ M_true))
+    values = np.linalg.svd(M_true, compute_uv=False)
+    assert prediction.products == ("W_V W_O",) * D
+    np.testing.assert_allclose(prediction.times, 1 / values, rtol=1e-6)
+    tail = [0.5 * (values[k:] ** 2).sum() for k in range(D + 1)]
+    np.testing.assert_allclose(prediction.losses, tail, atol=1e-9 * tail[0])
+    assert prediction.status == "converged"
+
+
+def test_a_prediction_can_be_cut_short():
+    prediction = predict_rank_steps(HEAD, random_teacher(), max_steps=1)
+    assert (len(prediction.times), prediction.status) == (1, "max_steps")
+    with pytest.raises(InvalidInputError, match="head is of type DiagonalHead"):
+        predict_rank_steps(DiagonalHead(D), random_teacher())
