@@ -80,6 +80,16 @@ class Exponential(Quadratic):
         return np.diag(np.exp(-theta))[:, indices]
 
 
+class Linear(Quadratic):
+    """L(θ) = −Σ a_i θ_i, without a minimum."""
+
+    def value_and_field(self, theta):
+        return -float(self.a @ theta), self.a.copy()
+
+    def hessian_columns(self, theta, indices):
+        return np.zeros((len(self.a), len(indices)))
+
+
 class Failing(Quadratic):
     """A quadratic that misbehaves from a size of θ on, as `failure` says."""
 

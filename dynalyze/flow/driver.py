@@ -11,6 +11,7 @@ import dynalyze
 from dynalyze._typing import FloatArray
 from dynalyze.errors import FlowError
 from dynalyze.flow.dense_output import DenseOutputBuilder
+from dynalyze.flow.guarded import describe_bad_field
 from dynalyze.flow.initialization import Initialization
 from dynalyze.flow.stationarity import StationaryTest
 from dynalyze.flow.stepper import Stepper
@@ -22,7 +23,7 @@ METHODS = ("CVODE", "LSODA", "BDF", "Radau")
 
 _CONTINUE = "continue from here by simulate(..., start=trajectory)"
 _LARGEST_THETA = 1e15  # beyond, the flow has no limit that anybody asked for
-_LOSS_EVERY = 64  # steps between checks that the loss does not rise
+_LOSS_EVERY = 64  # evaluations between checks that the loss does not rise
 _REST_EVERY = 8  # steps between tests for rest, each of which may cost an evaluation
 _DENSE_TOL = 1e-2  # tolerance of the dense output's form, in units of the integrator's
 
@@ -37,6 +38,22 @@ class FlowState:
     theta: FloatArray  # (p,), products
     n_steps: int  # accepted steps of this run
     nfev: int  # evaluations of the loss or the field in this run
+
+
+class _WatchedObjective(CountedObjective):
+    """Counted objective that remembers a field that is not finite.
+
+    A method that meets one tries shorter steps, and at last gives up for a reason of its own.
+    """
+
+    complaint = ""
+
+    def field(self, theta: FloatArray) -> FloatArray:
+        """Field g(θ), looked at in passing."""
+        field = super().field(theta)
+        if not np.all(np.isfinite(field)):
+            self.complaint = describe_bad_field(self, theta, field)
+        return field
 
 
 class Run:
@@ -65,7 +82,7 @@ class Run:
         self.max_seconds = max_seconds
         self.callback = callback
         self.objective = objective
-        self.counted = CountedObjective(objective)
+        self.counted = _WatchedObjective(objective)
         self.stationary = StationaryTest(self.counted, init.coordinates, stationary_tol)
         self.t = [float(start.t[-1]) if start else 0.0]
         self.z = [start.z[-1] if start else init.z0]
@@ -74,6 +91,7 @@ class Run:
         )
         self.loss: float | None = None
         self.loss_scale = 1.0
+        self.loss_checked = 0  # evaluations made before the loss was last checked
 
     def follow(self, bar: Any) -> tuple[str, str]:
         """Step until something ends the run; returns status and message."""
@@ -89,7 +107,7 @@ class Run:
             )
             return self._steps(stepper, bar)
         except FlowError as error:
-            return "failed", str(error)
+            return "failed", self.counted.complaint or str(error)
         except KeyboardInterrupt:
             return "interrupted", f"interrupted at flow time {self.t[-1]:.6g}; {_CONTINUE}"
 
@@ -102,6 +120,7 @@ class Run:
                 self._check_loss()
                 return ended
             segment = stepper.step()
+            self.counted.complaint = ""
             t = segment.t_end if self.t_bound is None else min(segment.t_end, self.t_bound)
             z = self.builder.add(segment, t)
             self.t.append(t)
@@ -110,7 +129,7 @@ class Run:
             theta = self.init.coordinates.theta(z)
             if ended := self._diverged(theta):
                 return ended
-            if n_steps % _LOSS_EVERY == 0:
+            if self.counted.nfev >= self.loss_checked + _LOSS_EVERY:
                 self._check_loss()
             if self.callback is not None and self.callback(self._state(theta)):
                 return "callback", f"stopped by the callback at flow time {t:.6g}; {_CONTINUE}"
@@ -138,6 +157,7 @@ class Run:
 
     def _check_loss(self) -> None:
         before, self.loss = self.loss, self.counted.value(self.init.coordinates.theta(self.z[-1]))
+        self.loss_checked = self.counted.nfev
         if not np.isfinite(self.loss):
             raise FlowError(
                 f"the loss is {self.loss} at flow time {self.t[-1]:.6g}: check the model and data"

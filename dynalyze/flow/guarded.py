@@ -50,12 +50,7 @@ class GuardedFlow:
         field = self._objective.field(theta)
         size = float(np.max(np.abs(field)))
         if not np.isfinite(size):
-            i = int(np.flatnonzero(~np.isfinite(field))[0])
-            largest = float(np.max(np.abs(theta)))
-            raise FlowError(
-                f"the field g is {field[i]} at product {self._objective.product_names[i]}, where "
-                f"the largest |θ| is {largest:.3g}: check the model's loss and its derivative there"
-            )
+            raise FlowError(describe_bad_field(self._objective, theta, field))
         if self._field_scale is None:
             self._field_scale = size
         return field
@@ -86,3 +81,12 @@ class GuardedFlow:
             self._largest_hessian = max(self._largest_hessian, largest)
             jacobian[:, active] = -columns * slope[active]
         return jacobian
+
+
+def describe_bad_field(objective: Objective, theta: FloatArray, field: FloatArray) -> str:
+    """Say where a field that is not finite was met, and what to do."""
+    i = int(np.flatnonzero(~np.isfinite(field))[0])
+    return (
+        f"the field g is {field[i]} at product {objective.product_names[i]}, where the largest |θ| "
+        f"is {float(np.max(np.abs(theta))):.3g}: check the model's loss and its derivative there"
+    )
