@@ -167,6 +167,11 @@ class ScalarProduct:
         θ(0) = u(0) v(0), of order α².
     curvature : sympy expression
         λ, positive.
+
+    Notes
+    -----
+    SymPy factors numbers under a root, which fails for hundreds of digits. For an α so small keep
+    symbols for `c` and `start`, and give their values to ``evalf(subs=..., maxn=...)``.
     """
 
     target: sp.Expr
