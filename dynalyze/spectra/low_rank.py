@@ -22,7 +22,7 @@ _TOLERANCE = 1e-6  # of σ₁: estimated error above which the values are found 
 class Reduced:
     """A factor then, now and its change, in one orthonormal basis of p ≤ min(d, 2m) vectors."""
 
-    initial: Tensor  # (h, p, m)
+    initial: Tensor  # (h, q, m), q ≤ p: the rows below are 0
     current: Tensor  # (h, p, m)
     change: Tensor  # (h, p, m)
 
@@ -60,9 +60,8 @@ class Reference:
             return Reduced(self.factor, current, change)
         inside = self.basis.mT @ change
         outside = torch.linalg.qr(torch.baddbmm(change, self.basis, inside, alpha=-1), mode="r")[1]
-        zero = torch.zeros_like(outside)
         return Reduced(
-            initial=torch.cat([self.triangle, zero], 1),
+            initial=self.triangle,
             current=torch.cat([self.triangle + inside, outside], 1),
             change=torch.cat([inside, outside], 1),
         )
@@ -70,7 +69,15 @@ class Reference:
 
 def change_core(left: Reduced, right: Reduced) -> Tensor:
     """Core of the change A Bᵀ − A₀ B₀ᵀ: a matrix per head with the same singular values."""
-    return torch.baddbmm(left.change @ right.current.mT, left.initial, right.change.mT)
+    core = left.change @ right.current.mT
+    core[:, : left.initial.shape[1]].baddbmm_(left.initial, right.change.mT)
+    return core
+
+
+def entry_scale(core: Tensor) -> Tensor:
+    """Largest entry of each matrix, (h, 1, 1), or 1 for zero matrices; NaN where one is."""
+    largest = torch.maximum(core.amax((-2, -1), keepdim=True), -core.amin((-2, -1), keepdim=True))
+    return torch.where(largest == 0, torch.ones_like(largest), largest)
 
 
 def product_values(left: Tensor, right: Tensor) -> Tensor:
@@ -92,7 +99,9 @@ class Leading:
     right: Tensor  # (h, q, r)
 
 
-def leading_part(core: Tensor, n_values: int | None, n_vectors: int) -> Leading:
+def leading_part(
+    core: Tensor, n_values: int | None, n_vectors: int, scale: Tensor | None = None
+) -> Leading:
     """Leading singular values and vectors of each matrix of a batch.
 
     A block Krylov space of MᵀM, started from a fixed random block, holds the leading right
@@ -108,12 +117,13 @@ def leading_part(core: Tensor, n_values: int | None, n_vectors: int) -> Leading:
         How many values are wanted; None: all of them, by a full SVD.
     n_vectors : int
         How many vectors are wanted. Fewer values or vectors come back where p or q is smaller.
+    scale : Tensor, shape (h, 1, 1), optional
+        `entry_scale` of the matrices, if it is known already.
     """
     n = min(core.shape[-2:])
     n_vectors = min(n_vectors, n)
     # Scaling keeps the squares below from under- or overflowing in single precision.
-    scale = core.abs().amax((-2, -1), keepdim=True)
-    scale = torch.where(scale > 0, scale, torch.ones_like(scale))
+    scale = entry_scale(core) if scale is None else scale
     unit = core / scale
     block = max(n_values or 0, n_vectors) + _OVERSAMPLING
     if n_values is not None and not _small(n, block):
@@ -131,7 +141,8 @@ def leading_part(core: Tensor, n_values: int | None, n_vectors: int) -> Leading:
         if n_vectors:
             _, left, right, _ = _block_krylov(unit, n_vectors + _OVERSAMPLING, n_vectors)
     size = scale[..., 0]
-    frobenius = torch.linalg.matrix_norm(unit) * size[:, 0]
+    # Summed in double precision: tens of thousands of small squares add up.
+    frobenius = torch.linalg.vector_norm(unit, dim=(-2, -1), dtype=torch.float64) * size[:, 0]
     return Leading(values[:, :n_values] * size, frobenius, left, right)
 
 

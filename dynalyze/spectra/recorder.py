@@ -22,6 +22,7 @@ from dynalyze.spectra.low_rank import (
     Reduced,
     Reference,
     change_core,
+    entry_scale,
     full_vectors,
     leading_part,
     principal_angles,
@@ -145,10 +146,11 @@ class Recorder:
         n_heads, references = layer.source.n_heads, layer.references[p]
         left, right = references[0].reduce(pair[0]), references[1].reduce(pair[1])
         core = change_core(left.expand(n_heads), right.expand(n_heads))
-        if not bool(core.isfinite().all()):
+        scale = entry_scale(core)
+        if not bool(scale.isfinite().all()):
             self._not_finite(layer.source, pair, step)
         n_wanted = None if options.spectrum == "full" else options.n_values
-        leading = leading_part(core, n_wanted, options.n_directions)
+        leading = leading_part(core, n_wanted, options.n_directions, scale)
         values, frobenius = _array(leading.values), _array(leading.frobenius)
         low, high = effective_rank_bounds(values, frobenius, np.asarray(layer.largest_rank[p]))
         alive = leading.values > options.rank_tolerance * leading.values[:, :1]

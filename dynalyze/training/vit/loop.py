@@ -40,8 +40,8 @@ _AGREE_EVERY = 10
 _HUGE = 1e15
 _MESSAGES = {
     "finished": "all {total} steps made",
-    "diverged": "the weights grow beyond bounds or are NaN after step {step}: lower lr, or lengthen "
-    "the warm-up",
+    "diverged": "the weights grow beyond bounds or are NaN after step {step}: lower lr, or "
+    "lengthen the warm-up",
     "max_seconds": "{step} of {total} steps made: raise max_seconds, or go on from the checkpoint",
     "callback": "the callback ended the run after {step} of {total} steps",
     "interrupted": "interrupted after {step} of {total} steps: call again with the same checkpoint "
