@@ -11,7 +11,7 @@ torch = pytest.importorskip("torch")
 from torch import Tensor, nn  # noqa: E402
 
 from dynalyze import spectra  # noqa: E402
-from dynalyze.errors import SavedFileError  # noqa: E402
+from dynalyze.errors import InvalidInputError, SavedFileError  # noqa: E402
 
 pytestmark = [
     pytest.mark.usefixtures("working_torchvision"),
@@ -312,6 +312,33 @@ def test_adapters_are_part_of_the_product(wrapped: str) -> None:
     # W_K + 2, W_Q + 2: never more than r + r directions, whatever the head dimension.
     assert history.numerical_rank.max() <= 4
     assert history.layer_names == tuple(product.layer for product in before)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"target_modules": ["q_proj"], "use_dora": True}, r"not of the form W \+ s B A"),
+        ({"target_modules": ["self_attn"]}, r"nn.MultiheadAttention adapted by peft as a whole"),
+    ],
+)
+def test_adapters_that_are_not_added_are_refused(options: dict[str, Any], message: str) -> None:
+    peft = pytest.importorskip("peft")
+    base: nn.Module = _encoder()
+    if "q_proj" in options["target_modules"]:
+        base = nn.ModuleDict({n: nn.Linear(8, 8) for n in ("q_proj", "k_proj", "v_proj", "o_proj")})
+        base.num_heads = 2  # type: ignore[assignment]
+    model = peft.get_peft_model(base, peft.LoraConfig(r=2, **options))
+    with pytest.raises(InvalidInputError, match=message):
+        spectra.attention_products(model)
+
+
+@pytest.mark.parametrize("wrap", [nn.DataParallel, torch.compile])
+def test_wrapped_models_keep_the_names_of_their_layers(wrap: Any) -> None:
+    model = _encoder()
+    tracker = spectra.track(wrap(model))
+    assert tracker.history.layer_names == ("layers.0.self_attn", "layers.1.self_attn")
+    _train(model, torch.optim.SGD(model.parameters(), 0.1), 1, tracker)
+    assert (tracker.history.frobenius_norm[1] > 0).all()
 
 
 def test_lightning_callback_sees_what_a_plain_loop_sees(tmp_path: Path) -> None:
