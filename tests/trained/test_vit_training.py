@@ -177,7 +177,13 @@ with process_group(device="cpu") as process:
     options = ViTOptions(
         optimizer="sgd", lr=0.1, momentum=0.5, batch_size=33, n_epochs=2, warmup_epochs=1
     )
-    run = train_vit(t._data(), t.SHAPE, options, track_every=4, device="cpu")
+    arguments = (t._data(), t.SHAPE, options)
+    settings = {"track_every": 4, "device": "cpu"}
+    if process.size > 1:  # stopped in the second epoch, and continued
+        settings["checkpoint"] = sys.argv[1]
+        stopped = train_vit(*arguments, **settings, callback=lambda step, loss: step == 7)
+        assert (stopped.status, stopped.n_steps) == ("callback", 7)
+    run = train_vit(*arguments, **settings)
     run.save(f"{sys.argv[1]}.{process.size}.{process.rank}.npz")
 """
 

@@ -13,6 +13,7 @@ import numpy as np
 import dynalyze
 from dynalyze._collectives import all_reduce, world
 from dynalyze._torch import torch
+from dynalyze.errors import InvalidInputError
 from dynalyze.spectra.checkpoints import open_checkpoint
 from dynalyze.spectra.history import SpectraHistory
 from dynalyze.spectra.tracker import Tracker, track
@@ -101,7 +102,7 @@ class Loop:
         reference = state = None
         if folder is not None:
             reference = folder / INITIAL
-            if latest_checkpoint(folder) is not None:
+            if self._agreed_checkpoint(folder) is not None:
                 state = self._restore(folder)
             elif self.rank == 0:
                 write_weights(reference, self.model)
@@ -110,6 +111,20 @@ class Loop:
             self.tracker = track(self.model, reference=start, **self.track_options)
             if state is not None:
                 self.tracker.load_state_dict(state)
+
+    def _agreed_checkpoint(self, folder: Path) -> str | None:
+        """Name of the latest checkpoint, which every process must see."""
+        place = latest_checkpoint(folder)
+        mine = None if place is None else place.name
+        names = [mine]
+        if self.n_ranks > 1:
+            torch.distributed.broadcast_object_list(names, device=self.device)
+        if names[0] != mine:
+            raise InvalidInputError(
+                f"checkpoint={folder}: process 0 finds {names[0]} there and process {self.rank} "
+                f"finds {mine}; give a folder that all machines share."
+            )
+        return mine
 
     def _restore(self, folder: Path) -> dict[str, Any]:
         """Take over the latest checkpoint; returns the state of its tracker."""
