@@ -58,6 +58,11 @@ class LogCoordinates:
         exponent = 2 * size + self.log_abs_c - np.log(2) + np.log1p(np.exp(-4 * size))
         return np.exp(np.minimum(exponent, _LOG_MAX))
 
+    def log_amplitudes(self) -> tuple[FloatArray, FloatArray]:
+        """Return a, b of shape (p,) such that θ = e^{a + 2z} − e^{b − 2z}."""
+        amplitude = self.log_abs_c - np.log(4)
+        return amplitude, amplitude
+
     def z_of_theta(self, theta: FloatArray) -> FloatArray:
         """Inverse of `theta`: z = ½ arsinh(2θ/|c|), without forming |c|."""
         theta = np.asarray(theta, dtype=float)
@@ -97,6 +102,13 @@ class BalancedCoordinates:
     def dtheta_dz(self, z: FloatArray) -> FloatArray:
         """2|θ|, shape of z."""
         return 2 * np.abs(self.theta(z))
+
+    def log_amplitudes(self) -> tuple[FloatArray, FloatArray]:
+        """Return a, b of shape (p,) such that θ = e^{a + 2z} − e^{b − 2z}; −∞ for no term."""
+        return (
+            np.where(self.signs > 0, 0.0, -np.inf),
+            np.where(self.signs < 0, 0.0, -np.inf),
+        )
 
     def z_of_theta(self, theta: FloatArray) -> FloatArray:
         """½ s log|θ| on the support, 0 elsewhere; shape of theta."""

@@ -19,7 +19,7 @@ from dynalyze.flow.trajectory import Trajectory
 from dynalyze.models.counted import CountedObjective
 from dynalyze.models.protocol import Objective
 
-METHODS = ("CVODE", "LSODA", "BDF", "Radau")
+METHODS = ("surrogate", "CVODE", "LSODA", "BDF", "Radau")
 
 _CONTINUE = "continue from here by simulate(..., start=trajectory)"
 _LARGEST_THETA = 1e15  # beyond, the flow has no limit that anybody asked for
@@ -228,6 +228,10 @@ def make_stepper(
         from dynalyze.flow.cvode import CvodeStepper
 
         return CvodeStepper(objective, init.coordinates, z, t=t, t_bound=t_bound, tol=tol)
+    if method == "surrogate":
+        from dynalyze.flow.surrogate import SurrogateStepper
+
+        return SurrogateStepper(objective, init.coordinates, z, t=t, t_bound=t_bound, tol=tol)
     from dynalyze.flow.scipy_steppers import ScipyStepper
 
     return ScipyStepper(

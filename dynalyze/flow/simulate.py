@@ -54,8 +54,8 @@ def simulate(
         The same in rescaled time, t / log(1/α) with the natural logarithm.
     loss, sample_weight
         As in `Model.bind`; flow time depends on the loss.
-    method : {"auto", "CVODE", "LSODA", "BDF", "Radau"}
-        Integrator.
+    method : {"auto", "surrogate", "CVODE", "LSODA", "BDF", "Radau"}
+        Integrator. ``"surrogate"`` is the library's own, made for this flow; "auto" is it.
     tol : float, optional
         Absolute error of z = log|w| that one step may make. The error of a crossing time is
         this over the coordinate's |g|, times what the steps accumulate.
@@ -99,7 +99,7 @@ def simulate(
         init,
         start,
         t_bound=t_bound,
-        method="LSODA" if method == "auto" else method,
+        method="surrogate" if method == "auto" else method,
         tol=tol,
         stationary_tol=stationary_tol,
         max_steps=max_steps,

@@ -105,7 +105,7 @@ def test_rising_loss_is_an_error():
 
     trajectory = simulate(Ascending([1.0, -0.5]), init=INIT, until=14.1)
     assert trajectory.status == "failed"
-    assert "the loss rose from 0.625 to" in trajectory.message
+    assert "the loss rose from 0.625" in trajectory.message
     assert "minus the derivative of its loss" in trajectory.message
 
 
@@ -193,7 +193,7 @@ def test_callback_sees_each_step_and_may_stop():
     np.testing.assert_array_equal([state.t for state in states], trajectory.t[1:])
     np.testing.assert_array_equal([state.theta for state in states], trajectory.theta[1:])
     np.testing.assert_array_equal([state.t_rescaled for state in states], trajectory.t_rescaled[1:])
-    assert states[-1].nfev >= 12
+    assert 1 <= states[-1].nfev == trajectory.nfev
 
 
 def test_quiet_unless_progress_is_asked_for(capfd):

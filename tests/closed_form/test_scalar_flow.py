@@ -36,7 +36,13 @@ def exact_crossing_time(log_abs_c, z0, a, rate, threshold):
 @pytest.mark.parametrize("log10_alpha", [-4, -20, -100, -1000])
 @pytest.mark.parametrize(
     ("method", "tol", "error"),
-    [("LSODA", 1e-9, 1e-6), ("BDF", 1e-8, 1e-5), ("Radau", 1e-8, 1e-6), ("CVODE", 1e-8, 1e-5)],
+    [
+        ("surrogate", 1e-8, 1e-6),
+        ("LSODA", 1e-9, 1e-6),
+        ("BDF", 1e-8, 1e-5),
+        ("Radau", 1e-8, 1e-6),
+        ("CVODE", 1e-8, 1e-5),
+    ],
 )
 def test_crossing_times_of_five_independent_products(log10_alpha, method, tol, error):
     init = Initialization.gaussian(5, log10_alpha=log10_alpha, rng=3)

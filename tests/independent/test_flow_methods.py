@@ -11,7 +11,7 @@ from dynalyze.flow.initialization import Initialization
 from dynalyze.flow.simulate import simulate
 
 
-@pytest.mark.parametrize("method", ["LSODA", "BDF", "Radau", "CVODE"])
+@pytest.mark.parametrize("method", ["surrogate", "LSODA", "BDF", "Radau", "CVODE"])
 def test_against_eq_4_on_raw_weights(method):
     objective = small_head()
     p = objective.n_products
@@ -45,7 +45,7 @@ def test_two_tight_methods_agree_and_bound_the_others(log10_alpha):
     np.testing.assert_array_equal(radau.crossings(0.05)[1], coordinate)
     np.testing.assert_array_equal(radau.crossings(0.05)[2], direction)
     np.testing.assert_allclose(radau.crossings(0.05)[0], t, rtol=2e-9)
-    for method in ("LSODA", "BDF", "Radau", "CVODE"):
+    for method in ("surrogate", "LSODA", "BDF", "Radau", "CVODE"):
         loose = run(method, 1e-6)
         np.testing.assert_array_equal(loose.crossings(0.05)[1], coordinate)
         np.testing.assert_allclose(loose.crossings(0.05)[0], t, atol=1e-3)

@@ -1,0 +1,391 @@
+"""The library's own integrator of the flow: few gradients, rare Hessians, plateaus in one step."""
+
+from collections import deque
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+
+from dynalyze._typing import FloatArray
+from dynalyze.errors import FlowError, InvalidInputError
+from dynalyze.flow._frozen_hessian import FrozenHessian
+from dynalyze.flow._piece import Piece, pieces
+from dynalyze.flow._remainder import Sample, error_sizes, is_doubled, newton_form
+from dynalyze.flow.coordinates import Chart
+from dynalyze.flow.stepper import Segment
+from dynalyze.models.protocol import Objective
+
+if TYPE_CHECKING:
+    from dynalyze.flow._surrogate_path import Limits, Path
+
+_ORDER = 6  # highest number of nodes of the predictor
+_TARGET = 0.4  # error aimed at, in units of tol
+_CONVERGED = 0.2  # largest change that a further evaluation would make, in units of tol
+_FARTHEST = 0.1  # largest correction of z in any step
+_INNER = 0.02  # error of an inner step, in units of tol
+_LOOSER = 5.0  # the same for the predictor, in units of the corrector's
+_EXTRAPOLATION = 2.0  # largest, in units of the span of the newest nodes
+_MOST_CORRECTIONS = 3
+_MOST_ATTEMPTS = 40
+_PATIENCE = 4  # attempts after which the step is shortened, whatever is predicted
+_ROUNDING = 1e-14  # of the field, in units of its own size
+_LATEST = 1e300  # flow time beyond which nothing can be represented
+
+
+class ExponentialChart(Chart, Protocol):
+    """A chart of the form θ = e^{up + 2z} − e^{down − 2z}, as all of this library are."""
+
+    def log_amplitudes(self) -> tuple[FloatArray, FloatArray]:
+        """Return `up` and `down`, each of shape (p,); −∞ where the term is absent."""
+
+
+@dataclass(frozen=True, eq=False)
+class _Trial:
+    """A corrected step that may be accepted."""
+
+    samples: list[Sample]  # newest first
+    exact: Sample | None  # where the Hessian columns are exact
+    path: "Path"
+    size: float  # highest divided difference of the remainder
+    error: float  # of z
+
+
+class SurrogateStepper:
+    """Multistep method on the arc length, with the exponentials of the flow solved exactly.
+
+    In dz/dt = g(θ(z)) the field g varies slowly with θ, and θ exponentially with z. So the
+    Hessian columns H of the active coordinates are frozen, and g(θ) ≈ P(s) − Hθ with P the
+    polynomial of the *remainder* g + Hθ through its last values, in the arc length s of θ. This
+    surrogate is solved to high accuracy without evaluating anything (predictor), the field is
+    evaluated once at its end, and the surrogate solved again with the new value (corrector). For
+    linear models the remainder is constant and the step exact. On plateaus nothing moves in θ,
+    and a step takes the flow to where the next coordinate wakes, however far that is: the
+    work does not grow with log(1/α).
+
+    A predictor with m nodes makes a method of order m + 1, as for an Adams–Moulton method in PEC
+    mode. Order and step are chosen before each step, by following the surrogate until the
+    predicted error reaches its target. Each `step` returns one piece of the corrected path, which
+    is a cubic; a restart needs no more than (t, z).
+
+    Parameters
+    ----------
+    objective : Objective
+        The loss.
+    chart : ExponentialChart
+        The products θ(z).
+    z : ndarray, shape (p,)
+        Log coordinates at the start.
+    t : float, optional
+        Flow time of the start.
+    t_bound : float, optional
+        Flow time not to step beyond.
+    tol : float
+        Absolute error of z per step. The error of a crossing time is that of z over |g|.
+    order : int, optional
+        Highest number m of nodes, 2 to 6.
+    fixed_step : float, optional
+        Flow time of every step, instead of error control: for convergence studies.
+
+    Raises
+    ------
+    FlowError
+        If the field is not finite at the start.
+    """
+
+    def __init__(
+        self,
+        objective: Objective,
+        chart: ExponentialChart,
+        z: FloatArray,
+        *,
+        t: float = 0.0,
+        t_bound: float = np.inf,
+        tol: float = 1e-6,
+        order: int = _ORDER,
+        fixed_step: float | None = None,
+    ) -> None:
+        if not 2 <= order <= _ORDER:
+            raise InvalidInputError(f"order={order} must be from 2 to {_ORDER}")
+        self.nfev = 0
+        self._objective, self._chart = objective, chart
+        self._up, self._down = chart.log_amplitudes()
+        self._t_bound, self._tol = t_bound, tol
+        self._order, self._fixed_step = order, fixed_step
+        self._ready: deque[Piece] = deque()
+        self._t, self._z = float(t), np.array(z, dtype=float)
+        # The end of the last corrected path, of which pieces may still be to hand out.
+        self._head_t, self._head = self._t, np.zeros(self._z.size + 1)  # (p + 1,), z − origin and s
+        self._origin = self._z
+        self._broken = "the field changes too fast"
+        self._hessian = FrozenHessian(objective, self._up, self._down, tol)
+        sample = self._sample(self._head)
+        if sample is None:
+            raise self._failure(self._broken)
+        self._field = sample.field
+        self._samples = [sample]  # newest first
+        self._hessian.select(self._z, sample.field)
+        self._hessian.renew(sample)
+        self._curvature = 1.0  # of the remainder, |r''|/2, until measured
+        self._inner_step = 1e-3 / max(float(np.max(np.abs(sample.field), initial=0.0)), 1e-300)
+        self._last_arc = 1e-3
+        self._longest = np.inf
+
+    @property
+    def t(self) -> float:
+        """Flow time reached."""
+        return self._t
+
+    @property
+    def z(self) -> FloatArray:
+        """Log coordinates reached, shape (p,)."""
+        return self._z
+
+    @property
+    def field(self) -> FloatArray:
+        """g at the point reached to the accuracy of the integration, shape (p,); free."""
+        return self._field
+
+    @property
+    def nhev(self) -> int:
+        """Calls for Hessian columns so far."""
+        return self._hessian.nhev
+
+    @property
+    def nhcol(self) -> int:
+        """Hessian columns evaluated so far."""
+        return self._hessian.nhcol
+
+    def step(self) -> Segment:
+        """Make one accepted step and return it.
+
+        Raises
+        ------
+        FlowError
+            If the field is not finite wherever tried, or no step is small enough.
+        """
+        if not self._ready:
+            if self._fixed_step is not None:
+                self._advance_by(self._fixed_step)
+            else:
+                self._advance()
+        piece = self._ready.popleft()
+        self._t, self._z, self._field = piece.t_end, piece.last, piece.rates
+        return piece
+
+    def _failure(self, why: str) -> FlowError:
+        return FlowError(
+            f"the flow cannot be continued from t = {self._head_t}: {why}. Try a larger tol, or "
+            "another method"
+        )
+
+    def _advance(self) -> None:
+        """Make one step of the multistep method; its pieces go to `_ready`."""
+        hessian = self._hessian
+        distrust = np.ones(self._order + 2)
+        for attempt in range(_MOST_ATTEMPTS):
+            path, nodes = self._predict(distrust)
+            if path.status < 0:
+                self._simplify()
+            elif self._correct(path, nodes, distrust):
+                return
+            else:
+                if attempt and self._samples[0] is not hessian.exact:
+                    hessian.renew(self._samples[0])
+                if attempt >= _PATIENCE:
+                    hessian.exact = None  # in case it is not, after all
+                    self._longest = 0.3 * float(path.t[-1] - self._head_t)
+        raise self._failure(f"{_MOST_ATTEMPTS} attempts at a step failed")
+
+    def _simplify(self) -> None:
+        """Make the surrogate a better or a simpler one, after it could not be solved."""
+        if self._samples[0] is not self._hessian.exact:
+            self._hessian.renew(self._samples[0])
+        elif len(self._samples) > 1:
+            self._samples = self._samples[:1]
+        else:
+            self._inner_step *= 1e-3
+            self._longest = 1e-2 * min(self._longest, 1.0)
+
+    def _remainder(
+        self, samples: list[Sample], exact: Sample | None
+    ) -> tuple[FloatArray, FloatArray]:
+        return newton_form(samples, exact, self._hessian.active, self._hessian.columns)
+
+    def _predict(self, distrust: FloatArray) -> tuple["Path", FloatArray]:
+        """Follow the surrogate until its predicted error reaches the target."""
+        from dynalyze.flow._surrogate_path import Limits
+
+        hessian, s = self._hessian, float(self._head[-1])
+        nodes, newton = self._remainder(self._samples[: self._order + 1], hessian.exact)
+        doubled = is_doubled(nodes)
+        sizes = error_sizes(nodes, newton, self._order, self._curvature)
+        scale = max(float(np.max(np.abs(self._samples[0].theta))), 1e-30)
+        floor = _ROUNDING * float(np.max(np.abs(newton[0]))) / scale ** np.arange(len(sizes))
+        sizes = np.clip(sizes, floor, 1e200) * distrust[: len(sizes)]
+        reach = np.cumprod(np.abs(s + self._last_arc - nodes[: len(sizes) - 1]))
+        terms = min(int(np.argmin(sizes[1:] * reach)) + 1, len(nodes))
+        # An extrapolated polynomial may feed on itself: what moves s moves P(s).
+        span = float(np.ptp(nodes[: min(terms, 3)]))
+        s_last = np.inf if doubled else max(s, nodes[0]) + _EXTRAPOLATION * span
+        limits = Limits(
+            free=True,
+            nodes=nodes,
+            sizes=sizes,
+            target=_TARGET * self._tol,
+            predictor_target=min(_CONVERGED * self._tol / hessian.contraction, _FARTHEST),
+            thresholds=hessian.thresholds(self._samples[0].field),
+        )
+        t_end = min(self._t_bound, self._head_t + self._longest, _LATEST)
+        if not t_end > self._head_t:
+            raise self._failure(self._why_no_time())
+        tol = _LOOSER * _INNER * self._tol
+        return self._follow(t_end, tol, nodes, newton[:terms], s_last, limits), nodes
+
+    def _why_no_time(self) -> str:
+        if self._head_t >= self._t_bound:
+            return f"t_bound={self._t_bound} is reached"
+        if np.isfinite(self._longest):
+            return f"no step is short enough: beyond, {self._broken}"
+        return "nothing moves any more, however long the flow time"
+
+    def _follow(
+        self,
+        t_end: float,
+        tol: float,
+        nodes: FloatArray,
+        newton: FloatArray,
+        s_last: float,
+        limits: "Limits",
+    ) -> "Path":
+        from dynalyze.flow._surrogate_field import Surrogate
+        from dynalyze.flow._surrogate_path import follow
+
+        hessian = self._hessian
+        # Counted from an origin nearby, active z are small, and their rounding no noise in θ.
+        shift = 2 * self._origin
+        flow = Surrogate(
+            self._up + shift,
+            self._down - shift,
+            hessian.active,
+            hessian.columns,
+            nodes,
+            newton,
+            s_last,
+        )
+        first_step = min(self._inner_step, t_end - self._head_t)
+        path: Path = follow(flow, self._head, self._head_t, t_end, first_step, tol, limits)
+        return path
+
+    def _correct(self, path: "Path", nodes: FloatArray, distrust: FloatArray) -> bool:
+        """Evaluate the field at the end of the predicted path; whether the step is accepted."""
+        from dynalyze.flow._surrogate_path import NEWCOMER
+
+        t_end, state, best = float(path.t[-1]), path.y[-1], path.best
+        tol, hessian, change, error = self._tol, self._hessian, np.inf, 0.0
+        for iteration in range(_MOST_CORRECTIONS):
+            sample = self._sample(state)
+            if sample is None:
+                self._longest = 0.1 * (t_end - self._head_t)
+                return False
+            trial = self._trial(sample, t_end, best, nodes)
+            if trial is None:
+                break
+            end, error = trial.path.y[-1], trial.error
+            before, change = change, float(np.max(np.abs(end[:-1] - state[:-1])))
+            if iteration and before > 0:
+                hessian.measure(change / before)
+            noise = self._arc_noise(sample)
+            arc, moved = abs(sample.s - self._head[-1]), abs(end[-1] - sample.s)
+            converged = (
+                hessian.contraction * change <= _CONVERGED * tol
+                and change < _FARTHEST
+                and moved <= 0.4 * arc + noise
+            )
+            if converged and error <= tol:
+                self._accept(trial)
+                if path.status == NEWCOMER:
+                    self._origin = self._origin + self._head[:-1]
+                    self._head = np.append(np.zeros(self._z.size), self._head[-1])
+                    hessian.select(self._origin, sample.field)
+                    hessian.renew(sample)
+                elif hessian.outdated:
+                    hessian.renew(sample)
+                return True
+            if converged or error > 3 * tol or moved > arc + noise or hessian.contraction > 0.7:
+                break
+            state = end
+        lack = hessian.contraction * change / _CONVERGED if np.isfinite(change) else 0.0
+        excess = min(max(error / _TARGET / tol, lack / tol, 2.0), 100.0)
+        if len(nodes) == 1 + is_doubled(nodes):
+            self._curvature *= excess
+        else:
+            distrust[best:] *= excess
+        return False
+
+    def _sample(self, state: FloatArray) -> Sample | None:
+        """Evaluate the field at (z, s); None where it is not finite."""
+        theta = self._chart.theta(self._origin + state[:-1])
+        field = np.array(self._objective.field(theta), dtype=float)
+        self.nfev += 1
+        self._hessian.evaluations += 1
+        finite = np.isfinite(field)
+        if finite.all():
+            return Sample(float(state[-1]), theta, field)
+        i = int(np.argmin(finite))
+        self._broken = (
+            f"the field g is {field[i]} at product {self._objective.product_names[i]}, where the "
+            f"largest |θ| is {np.max(np.abs(theta)):.3g}: check the model's loss there"
+        )
+        return None
+
+    def _arc_noise(self, sample: Sample) -> float:
+        """Arc length that is not resolved at a sample."""
+        return max(1e-9, 0.2 * self._tol) * float(np.max(np.abs(sample.theta), initial=0.0))
+
+    def _trial(self, sample: Sample, t_end: float, best: int, nodes: FloatArray) -> _Trial | None:
+        """Solve the surrogate with a sample at the step's end; None if that fails."""
+        from dynalyze.flow._surrogate_path import Limits
+
+        exact = self._hessian.exact
+        # A sample too close to the newest one takes its place, and adds nothing to the degree.
+        close = abs(sample.s - nodes[0]) < self._arc_noise(sample)
+        if close and self._samples[0] is exact:
+            exact = sample
+        samples = [sample, *self._samples[1 if close else 0 :]]
+        new_nodes, newton = self._remainder(samples[: best + 1], exact)
+        terms = min(best if close else best + 1, len(new_nodes))
+        limits = Limits(False, nodes, np.zeros(best + 1), 1.0, 1.0, np.zeros(0))
+        s_last = max(sample.s, float(self._head[-1]))
+        path = self._follow(t_end, _INNER * self._tol, new_nodes, newton[:terms], s_last, limits)
+        if path.status < 0:
+            return None
+        size = float(np.max(np.abs(newton[best]))) if terms > best else 0.0
+        error = size * abs(path.moment[best] - sample.s * path.plain[best])
+        return _Trial(samples[: self._order + 2], exact, path, size, error)
+
+    def _accept(self, trial: _Trial) -> None:
+        """Hand out the path and go on from its end."""
+        path = trial.path
+        self._ready.extend(pieces(path, self._origin))
+        if len(self._samples) == 1 and trial.size:
+            self._curvature = max(trial.size, 0.1 * self._curvature)
+        arc = abs(float(path.y[-1, -1] - self._head[-1]))
+        self._last_arc = max(arc, 1e-6 * float(np.max(np.abs(trial.samples[0].theta))))
+        self._head_t, self._head = float(path.t[-1]), path.y[-1]
+        self._samples, self._hessian.exact = trial.samples, trial.exact
+        self._inner_step, self._longest = path.step, np.inf
+
+    def _advance_by(self, step: float) -> None:
+        """Step of given length and highest order, without error control."""
+        from dynalyze.flow._surrogate_path import Limits
+
+        t_end = min(self._head_t + step, self._t_bound)
+        nodes, newton = self._remainder(self._samples[: self._order], self._hessian.exact)
+        terms = min(self._order, len(nodes))
+        limits = Limits(False, nodes, np.zeros(1), 1.0, 1.0, np.zeros(0))
+        path = self._follow(t_end, _INNER * self._tol, nodes, newton[:terms], np.inf, limits)
+        sample = self._sample(path.y[-1]) if path.status > 0 else None
+        trial = self._trial(sample, t_end, terms, nodes) if sample is not None else None
+        if trial is None:
+            raise self._failure(f"the fixed step {step} is too long")
+        self._accept(trial)

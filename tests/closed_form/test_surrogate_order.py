@@ -1,0 +1,94 @@
+"""The library's own integrator: its design order, and the models that it solves exactly."""
+
+import numpy as np
+import pytest
+from objectives import Quadratic, small_head
+from scipy.integrate import solve_ivp
+
+from dynalyze.errors import InvalidInputError
+from dynalyze.flow.coordinates import BalancedCoordinates
+from dynalyze.flow.initialization import Initialization
+from dynalyze.flow.surrogate import SurrogateStepper
+
+
+def end_point(stepper, t):
+    while stepper.t < t:
+        stepper.step()
+    assert stepper.t == t
+    return stepper.z
+
+
+@pytest.mark.parametrize("order", [2, 3])
+def test_empirical_order(order):
+    # The first steps have fewer nodes, which limits the order at fixed steps to 4 from then on.
+    objective = small_head(noise=0.1)
+    init = Initialization.gaussian(objective.n_products, log10_alpha=-0.5, rng=1)
+    chart, end = init.coordinates, 1.0
+    exact = solve_ivp(
+        lambda _, z: objective.field(chart.theta(z)),
+        (0, end),
+        init.z0,
+        method="DOP853",
+        rtol=1e-13,
+        atol=1e-14,
+    ).y[:, -1]
+    errors = []
+    for n_steps in (8, 16, 32, 64):
+        stepper = SurrogateStepper(
+            objective,
+            chart,
+            init.z0,
+            t_bound=end,
+            tol=1e-10,
+            order=order,
+            fixed_step=end / n_steps,
+        )
+        errors.append(np.max(np.abs(end_point(stepper, end) - exact)))
+        assert stepper.nfev == n_steps + 1
+    observed = np.log2(np.array(errors[:-1]) / errors[1:])
+    assert order + 0.5 < observed[-1] < order + 1.7
+    assert errors[-1] < 1e-5
+
+
+@pytest.mark.parametrize("log10_alpha", [-2, -20, -1000])
+def test_linear_models_need_next_to_no_gradients(log10_alpha):
+    rng = np.random.default_rng(4)
+    design = rng.standard_normal((40, 6))
+    target = rng.choice([-1.0, 1.0], 6) * rng.uniform(0.3, 1.0, 6)
+    objective = Quadratic(target, design.T @ design / 40)
+    init = Initialization.gaussian(6, log10_alpha=log10_alpha, rng=2)
+    end = 60 * init.log_inverse_alpha
+    stepper = SurrogateStepper(objective, init.coordinates, init.z0, t_bound=end, tol=1e-8)
+    z = end_point(stepper, end)
+    np.testing.assert_allclose(init.coordinates.theta(z), objective.a, atol=1e-7)
+    assert stepper.nfev < 90
+    assert stepper.nhev < 30
+
+
+def test_logistic_growth_on_the_balanced_chart():
+    # dθ/dt = 2θ(a − θ) from θ_0: θ = a/(1 + (a/θ_0 − 1) e^{−2at}); the others only drift.
+    a, start = np.array([0.8, 0.5, -0.3]), 1e-5
+    hessian = np.array([[1.0, 0.0, 0.4], [0.0, 1.0, 0.0], [0.4, 0.0, 1.0]])
+    chart = BalancedCoordinates(np.array([1.0, 0.0, 0.0]))
+    z0 = chart.z_of_theta(np.array([start, 0.0, 0.0]))
+    objective = Quadratic(a, hessian)
+    rate = a[0] + hessian[0, 2] * a[2]
+    stepper = SurrogateStepper(objective, chart, z0, tol=1e-8)
+    while stepper.t < 40:
+        segment = stepper.step()
+        for t in np.linspace(segment.t_start, segment.t_end, 3):
+            theta = rate / (1 + (rate / start - 1) * np.exp(-2 * rate * t))
+            z = segment.z(t)
+            assert abs(z[0] - 0.5 * np.log(theta)) < 1e-6
+            assert z[1] == pytest.approx(a[1] * t, abs=1e-7)
+            # ∫ (g_2 − 0.4 (θ − a)) dt, with ∫ θ dt from the closed form
+            area = 0.5 * np.log(1 + start / rate * np.expm1(2 * rate * t))
+            assert z[2] == pytest.approx((a[2] + 0.4 * a[0]) * t - 0.4 * area, abs=1e-6)
+    np.testing.assert_allclose(chart.theta(stepper.z)[0], rate, rtol=1e-9)
+
+
+def test_order_must_be_known():
+    objective = Quadratic([1.0])
+    init = Initialization.gaussian(1, log10_alpha=-4, rng=0)
+    with pytest.raises(InvalidInputError, match="order=9 must be from 2 to 6"):
+        SurrogateStepper(objective, init.coordinates, init.z0, order=9)
