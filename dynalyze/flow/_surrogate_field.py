@@ -137,7 +137,7 @@ def _iteration_matrix(flow: Surrogate, work: Work, shift: float) -> None:
 def rosenbrock_step(  # noqa: PLR0912 — one loop nest, which calls would only scatter
     flow: Surrogate, y: FloatArray, h: float, work: Work, new: FloatArray
 ) -> float:
-    """Step of length h from y into `new`, after `linearize` at y; returns the largest error of z."""
+    """Step of length h from y into `new`, after `linearize` there; returns the error of z."""
     p, k = flow.up.shape[0], flow.active.shape[0]
     stages, rates, x = work.stages, work.stage_rates, work.x
     shift = 1.0 / (h * GAMMA)
