@@ -12,8 +12,8 @@ from dynalyze._typing import ArrayLike, Data, FloatArray
 from dynalyze.errors import InvalidInputError, StagesOverlapWarning
 from dynalyze.flow.coordinates import BalancedCoordinates
 from dynalyze.flow.initialization import Initialization
-from dynalyze.flow.scipy_steppers import ScipyStepper
 from dynalyze.flow.stepper import Stepper
+from dynalyze.flow.surrogate import SurrogateStepper
 from dynalyze.models.binding import bind
 from dynalyze.models.counted import CountedObjective
 from dynalyze.models.data import as_positive_int
@@ -214,7 +214,7 @@ def _collect(
 
 def orbit_stepper(objective: Objective, chart: BalancedCoordinates, z0: FloatArray) -> Stepper:
     """Integrator of the orbits ψ of eq. (11), from log coordinates z0."""
-    return ScipyStepper(objective, chart, z0, method="BDF", tol=_ORBIT_TOLERANCE)
+    return SurrogateStepper(objective, chart, z0, tol=_ORBIT_TOLERANCE)
 
 
 def _check_options(

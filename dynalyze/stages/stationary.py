@@ -8,6 +8,8 @@ from dynalyze._typing import FloatArray, IntArray
 from dynalyze.models.protocol import Objective
 
 _FLAT = 1e-14  # eigenvalues this small against the largest are 0 to rounding
+_FIRST_STEP = 0.1  # change of log|θ| beyond which Newton's method is too far away to be tried
+_CHORD = 1e-3  # the Hessian is kept once a step changes no log|θ| by more than this
 _LAST_STEP = 1e-4  # relative to each product, once Newton's method has converged
 
 
@@ -53,15 +55,17 @@ def polish(
     theta = _restricted(theta, support)
     value, field = objective.value_and_field(theta)
     residual = _largest(field[support])
+    spectrum = _scaled_spectrum(objective.hessian_columns(theta, support), support)
     while True:
-        columns = objective.hessian_columns(theta, support)
-        spectrum = _scaled_spectrum(columns, support)
         if spectrum.is_flat:
-            return "the Hessian on the support is singular to rounding: there is a flat direction"
+            return "the Hessian on the support is singular to rounding: a flat direction"
         trial = theta.copy()
         trial[support] += spectrum.solve(field[support])
         if np.any(np.sign(trial[support]) != signs):
             return "Newton's step changes a sign"
+        moved = _largest(np.log(trial[support] / theta[support]))
+        if moved > _FIRST_STEP:
+            return f"Newton's step moves a product by {np.expm1(moved):.1%}"
         trial_value, trial_field = objective.value_and_field(trial)
         trial_residual = _largest(trial_field[support])
         if not trial_residual < residual:
@@ -70,18 +74,20 @@ def polish(
         theta, value, field, residual = trial, trial_value, trial_field, trial_residual
         if residual <= tolerance and stagnating:
             break
+        if moved > _CHORD:
+            spectrum = _scaled_spectrum(objective.hessian_columns(theta, support), support)
     if not residual <= tolerance:
         return f"Newton's method stops at |g| = {residual:.1e}, above {tolerance:.1e}"
     columns = objective.hessian_columns(theta, support)
     spectrum = _scaled_spectrum(columns, support)
-    if support.size:
-        # A field that fades like e^{−θ} is below any tolerance somewhere, but Newton's steps
-        # there stay as long as they were: there is no stationary point at a finite distance.
-        step = np.abs(spectrum.solve(field[support]) / theta[support]).max()
-        if not step <= _LAST_STEP:
-            return f"Newton's steps do not shrink (last {step:.1e} of a product): no finite minimum"
-    curvature = spectrum.smallest_ratio
-    return StationaryPoint(theta, value, field, support, columns, curvature, residual)
+    # A field that fades like e^{−θ} is below any tolerance somewhere, but Newton's steps
+    # there stay as long as they were: there is no stationary point at a finite distance.
+    last = _largest(spectrum.solve(field[support]) / theta[support])
+    if not last <= _LAST_STEP:
+        return f"Newton's steps do not shrink (last {last:.1e} of a product): no finite minimum"
+    return StationaryPoint(
+        theta, value, field, support, columns, spectrum.smallest_ratio, residual
+    )
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,8 @@ from dynalyze.stages.stationary import StationaryPoint, polish
 ONSET = 1e-6  # size of the activated product at the onset, relative to its natural scale
 _NEGLIGIBLE = 1e-4  # a shrinking product this small, against its largest value, may have left
 _ARRIVED = 0.01  # the orbit has arrived when Newton moves no log|θ| by more than this
-_RETRY = 0.04  # try Newton again when the rate of loss has fallen by this factor
+_FIRST_TRY = 1e-3  # try Newton when the rate of loss has fallen by this factor from its peak,
+_RETRY = 0.04  # and again when it has fallen by this one since the last try
 _SAMPLES_PER_STEP = 8
 
 StepperFactory = Callable[[Objective, BalancedCoordinates, FloatArray], Stepper]
@@ -63,7 +64,7 @@ def limit_point(
     *,
     tolerance: float,
     stepper: StepperFactory,
-    max_steps: int = 3000,
+    max_steps: int = 20_000,
 ) -> Transition | NoLimit:
     """θ^{k+1} of eq. (11): where the flow goes from θ^k when one more product activates.
 
@@ -99,7 +100,7 @@ def limit_point(
             # products that leave drop out of it by themselves
             rate = float(2 * np.abs(theta) @ field**2)
             rate_peak = max(rate_peak, rate)
-            if rate > _RETRY * min(rate_peak, rate_tried):
+            if rate > min(_FIRST_TRY * rate_peak, _RETRY * rate_tried):
                 continue
             rate_tried = rate
             shrinking = (chart.signs * field < 0) & (np.abs(theta) < _NEGLIGIBLE * peak)
