@@ -8,6 +8,7 @@ from dynalyze._typing import FloatArray, IntArray
 from dynalyze.models.protocol import Objective
 
 _FLAT = 1e-14  # eigenvalues this small against the largest are 0 to rounding
+_FLAT_DIRECTION = "the Hessian on the support is singular to rounding: there is a flat direction"
 _FIRST_STEP = 0.1  # change of log|θ| beyond which Newton's method is too far away to be tried
 _CHORD = 1e-3  # the Hessian is kept once a step changes no log|θ| by more than this
 _LAST_STEP = 1e-4  # relative to each product, once Newton's method has converged
@@ -58,7 +59,7 @@ def polish(
     spectrum = _scaled_spectrum(objective.hessian_columns(theta, support), support)
     while True:
         if spectrum.is_flat:
-            return "the Hessian on the support is singular to rounding: a flat direction"
+            return _FLAT_DIRECTION
         trial = theta.copy()
         trial[support] += spectrum.solve(field[support])
         if np.any(np.sign(trial[support]) != signs):
@@ -80,14 +81,14 @@ def polish(
         return f"Newton's method stops at |g| = {residual:.1e}, above {tolerance:.1e}"
     columns = objective.hessian_columns(theta, support)
     spectrum = _scaled_spectrum(columns, support)
+    if spectrum.is_flat:
+        return _FLAT_DIRECTION
     # A field that fades like e^{−θ} is below any tolerance somewhere, but Newton's steps
     # there stay as long as they were: there is no stationary point at a finite distance.
     last = _largest(spectrum.solve(field[support]) / theta[support])
     if not last <= _LAST_STEP:
         return f"Newton's steps do not shrink (last {last:.1e} of a product): no finite minimum"
-    return StationaryPoint(
-        theta, value, field, support, columns, spectrum.smallest_ratio, residual
-    )
+    return StationaryPoint(theta, value, field, support, columns, spectrum.smallest_ratio, residual)
 
 
 @dataclass(frozen=True)

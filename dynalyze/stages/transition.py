@@ -15,6 +15,7 @@ from dynalyze._typing import FloatArray, IntArray
 from dynalyze.errors import FlowError
 from dynalyze.flow.coordinates import BalancedCoordinates
 from dynalyze.flow.stepper import Segment, Stepper
+from dynalyze.models.counted import CountedObjective
 from dynalyze.models.protocol import Objective
 from dynalyze.stages.stationary import StationaryPoint, polish
 
@@ -23,7 +24,8 @@ _NEGLIGIBLE = 1e-4  # a shrinking product this small, against its largest value,
 _ARRIVED = 0.01  # the orbit has arrived when Newton moves no log|θ| by more than this
 _FIRST_TRY = 1e-3  # try Newton when the rate of loss has fallen by this factor from its peak,
 _RETRY = 0.04  # and again when it has fallen by this one since the last try
-_SAMPLES_PER_STEP = 8
+_LATEST = 1e15  # flow time to give up at, in units of 1/|g| of the activated product
+_SAMPLES_PER_STEP = 4
 
 StepperFactory = Callable[[Objective, BalancedCoordinates, FloatArray], Stepper]
 
@@ -65,6 +67,7 @@ def limit_point(
     tolerance: float,
     stepper: StepperFactory,
     max_steps: int = 20_000,
+    max_evaluations: int = 2_000,
 ) -> Transition | NoLimit:
     """θ^{k+1} of eq. (11): where the flow goes from θ^k when one more product activates.
 
@@ -80,9 +83,11 @@ def limit_point(
         Largest |g| on the support at the limit.
     stepper : callable
         Makes the integrator from (objective, chart, z0).
-    max_steps : int
-        Steps after which the limit is given up.
+    max_steps, max_evaluations : int
+        Steps, and evaluations of the field, after which the limit is given up.
     """
+    objective = CountedObjective(objective)
+    latest = _LATEST / abs(start.field[coordinate])
     theta = onset(objective, start, coordinate, sign)
     chart = BalancedCoordinates(np.sign(theta))
     support = np.flatnonzero(theta)
@@ -92,7 +97,7 @@ def limit_point(
     why = "the rate of loss never fell, so Newton's method was not tried"
     try:
         flow = stepper(objective, chart, chart.z_of_theta(theta))
-        for _ in range(max_steps):
+        while len(segments) < max_steps and objective.nfev < max_evaluations and flow.t < latest:
             segments.append(flow.step())
             theta, field = chart.theta(flow.z), flow.field
             peak = np.maximum(peak, np.abs(theta))
@@ -114,8 +119,9 @@ def limit_point(
         why = str(error)
     reached = segments[-1].t_end if segments else 0.0
     return NoLimit(
-        f"the orbit was followed for {len(segments)} steps, to flow time {reached:.3g} after the "
-        f"activation and products up to {np.abs(theta).max():.3g}, and found no limit: {why}"
+        f"the orbit was followed for {len(segments)} steps and {objective.nfev} evaluations, to "
+        f"flow time {reached:.3g} after the activation and products up to "
+        f"{np.abs(theta).max():.3g}, and found no limit: {why}"
     )
 
 
