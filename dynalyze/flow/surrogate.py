@@ -219,7 +219,8 @@ class SurrogateStepper:
         nodes, newton = self._remainder(self._samples[: self._order + 1], hessian.exact)
         doubled = is_doubled(nodes)
         sizes = error_sizes(nodes, newton, self._order, self._curvature)
-        scale = max(float(np.max(np.abs(self._samples[0].theta))), 1e-30)
+        # within bounds whose powers are finite
+        scale = float(np.clip(np.max(np.abs(self._samples[0].theta)), 1e-30, 1e30))
         floor = _ROUNDING * float(np.max(np.abs(newton[0]))) / scale ** np.arange(len(sizes))
         sizes = np.clip(sizes, floor, 1e200) * distrust[: len(sizes)]
         reach = np.cumprod(np.abs(s + self._last_arc - nodes[: len(sizes) - 1]))
