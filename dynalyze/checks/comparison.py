@@ -221,7 +221,7 @@ def _plateau_distances(
     begins = np.concatenate([[start], jumps])
     ends = np.append(jumps, max(end, begins[-1]))
     middles = (begins + ends) / 2
-    visited = (ends > begins) & (middles <= end)
+    visited = (ends > begins) & (middles >= start) & (middles <= end)
     distances = np.full(middles.size, np.nan)
     theta = run.theta_at(middles[visited])
     distances[visited] = np.abs(theta - prediction.theta[visited]).max(axis=1, initial=0.0)

@@ -3,6 +3,7 @@
 import time
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,7 @@ from dynalyze.stages.stationary import StationaryPoint, at_origin
 from dynalyze.stages.transition import ONSET
 
 _ORBIT_TOLERANCE = 1e-5  # error of log coordinates for each step along an orbit
+_MOST_FINITE = 2  # stages at a finite α, in units of those of the limit
 _STATIONARY = 1e-10  # |g| on the support at a limit point, relative to max|g(0)|
 
 
@@ -157,6 +159,9 @@ def _at_finite_scale(
     if not leading:
         return FiniteScaleStages.from_stages([], [], init.log10_alpha)
     largest = max(float(np.abs(s.transition.end.theta).max()) for s in leading)
+    # Where no transition ends before the next begins, products come and go without end.
+    most = _MOST_FINITE * len(leading)
+    limits = replace(limits, max_stages=min(most, limits.max_stages or most))
     stages: list[Stage] = []
     clock = FiniteScaleClock(init, ONSET * largest)
     recurse(origin, clock, transitions, limits, names, stages.append)

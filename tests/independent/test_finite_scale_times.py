@@ -77,3 +77,11 @@ def test_overlap_is_measured_where_the_leading_order_cannot_know_it():
     passed = overlapping.prediction.log10_alpha_separated > -8
     assert np.nanmax(overlapping.relative_errors[passed]) > 0.01
     assert not np.any(overlapping.separated[passed])
+
+
+def test_a_scale_at_which_nothing_is_separated_is_still_compared():
+    found = comparison("diabetes", 0, -1)
+    assert not found.separated.any()
+    # Extrapolated through overlapping transitions, a time may even come out negative.
+    assert found.best.min() < found.measured[~np.isnan(found.measured)].min()
+    assert "separated stages: 0 of 0 matched" in str(found)
