@@ -166,8 +166,8 @@ log10(1/α), 0 to 1000, one unit of which is one unit of flow time over log10(1/
   draws scatter by as much (see [toy_head.md](toy_head.md)).
 - **One product at a time.** The paper's panels show one entry after another leave 0, and rest
   between. So do ours: table below. The values that they reach are the teacher's, which were read
-  off the paper's figures; order and times are not put in. The figure's curves bear no labels,
-  so what can be compared is this:
+  off the paper's figures; order and times are not put in, and compared where the paper gives
+  numbers:
 - **Times at which a product newly exceeds 1e-5**, of which the paper's Figure 10 names five at
   α = 1e-32:
 

@@ -100,7 +100,9 @@ class FiniteScaleClock:
         passive[start.support] = False
         passive[j] = False
         self.z[passive] += lead * start.field[passive]
-        self.overlaps.append(self._overlap(passive, transition))
+        # Products that are visible from the start compete before any plateau: nothing is known.
+        visible_before = self.time + lead < 0
+        self.overlaps.append(1.0 if visible_before else self._overlap(passive, transition))
         self.z[passive] += orbit.z_end[passive]
         # The balanced chart has z = ½ s log|θ|; what left goes on from there in the exact one.
         offset = self._size_to_z(0.0)

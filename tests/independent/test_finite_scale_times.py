@@ -85,3 +85,7 @@ def test_a_scale_at_which_nothing_is_separated_is_still_compared():
     # Extrapolated through overlapping transitions, a time may even come out negative.
     assert found.best.min() < found.measured[~np.isnan(found.measured)].min()
     assert "separated stages: 0 of 0 matched" in str(found)
+
+
+def test_products_that_are_visible_from_the_start_are_not_separated():
+    assert not comparison("head", 3, -2).separated.any()
