@@ -1,4 +1,4 @@
-"""Every derivation in theory/ runs, asserts its statements, and is rendered in the docs as it is."""
+"""Every derivation in theory/ runs and asserts its steps; its page in the docs is current."""
 
 from pathlib import Path
 

@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 import matplotlib as mpl
+import matplotlib.pyplot as plt
 import pytest
 
 ROOT = Path(__file__).parents[2]
@@ -26,7 +27,7 @@ def test_snippets_run(page, tmp_path, monkeypatch):
         # the blank lines make a traceback point at the page's own line
         code = compile("\n" * line + match[1], str(page), "exec")
         exec(code, names)
-    mpl.pyplot.close("all")
+    plt.close("all")
 
 
 def test_readme_has_snippets():
