@@ -44,14 +44,14 @@ STABLE = ("scale", "product", "first record", "lowest, at step", "at the end", "
 READING = """
 What reproduces. The change is of low rank: its stable and effective ranks end far below those of
 the initial product. Singular values rise one after the other, the later the smaller the
-initialization; at the smallest scale most heads learn one to three components and stop. Smaller
-initialization gives lower rank, for both products and every measure above.
+initialization; at the smallest scale a head learns two or three components and stops. Smaller
+initialization gives lower rank: the means of stable rank, effective rank and number of values fall
+from scale to scale, for both products.
 
-What does not. The stable rank does not grow from the start: it falls at first, when the noise of
-Adam's first steps, whose sizes do not depend on the gradient's, is overtaken by the first
-component, and grows only after that. It stays near 1 where σ₁ dominates, so the singular values
-and their number show the steps more plainly than it does. The steps are smoother than the paper's
-on CIFAR: with Adam at 3e-3 on small data the components overlap.
+What does not. The stable rank does not grow from the start: but for W_V W_O at scale 1 it falls
+during the first few dozen steps, while the first component overtakes the rest, and grows only
+after that. It stays near 1 where σ₁ dominates, so the singular values and their number show the
+steps more plainly than it does. The rises are smooth and overlap in time.
 """
 DELTAS = (r"$\Delta(W_K W_Q^T)$", r"$\Delta(W_V W_O^T)$")
 
