@@ -69,7 +69,7 @@ def test_two_processes_equal_one(tmp_path, monkeypatch):
     for name in first.files:
         np.testing.assert_array_equal(first[name], second[name])  # ranks agree bit for bit
         if name != "size":
-            np.testing.assert_allclose(first[name], alone[name], rtol=1e-11, atol=1e-12)
+            np.testing.assert_allclose(first[name], alone[name], rtol=1e-12, atol=1e-12)
 
 
 def test_without_torchrun_there_is_one_process(monkeypatch):
