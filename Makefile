@@ -45,7 +45,7 @@ $(VENV)/.demo: $(BIN)/python $(METADATA)
 	@touch $@
 
 $(VENV)/.test: $(BIN)/python $(METADATA)
-	$(PIP) --editable ".[test]"
+	$(PIP) --editable ".[test,test-integrations]"
 	@touch $@ $(VENV)/.demo
 
 $(VENV)/.check: $(VENV)/.test

@@ -7,11 +7,13 @@ imported inside ``run``, so that ``--help`` is instant.
 
 import argparse
 import sys
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from dynalyze import __version__
 from dynalyze.cli import compare, predict, simulate, track, train
-from dynalyze.errors import DynalyzeError
+from dynalyze.errors import DynalyzeError, DynalyzeWarning
 
 COMMANDS = (predict, simulate, compare, train, track)
 
@@ -44,7 +46,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code."""
     arguments = build_parser().parse_args(argv)
     try:
-        return int(arguments.run(arguments))
+        with warnings.catch_warnings():
+            warnings.showwarning = _one_line_warnings(arguments.command, warnings.showwarning)
+            return int(arguments.run(arguments))
     except (DynalyzeError, OSError) as error:
         message = " ".join(str(error).split())
         print(f"dynalyze {arguments.command}: error: {message}", file=sys.stderr)
@@ -52,3 +56,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(f"dynalyze {arguments.command}: interrupted", file=sys.stderr)
         return 130
+
+
+def _one_line_warnings(command: str, otherwise: Callable[..., None]) -> Callable[..., None]:
+    """`warnings.showwarning` that prints the library's own warnings as it prints errors."""
+
+    def show(message: Warning | str, category: type[Warning], *args: Any, **options: Any) -> None:
+        if issubclass(category, DynalyzeWarning):
+            print(f"dynalyze {command}: warning: {message}", file=sys.stderr)
+        else:
+            otherwise(message, category, *args, **options)
+
+    return show

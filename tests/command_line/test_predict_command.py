@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import warnings
 
 import numpy as np
 import pytest
@@ -95,6 +96,16 @@ def test_bad_input_is_one_line_and_exit_code_2(
     assert code == 2
     assert error.startswith("dynalyze predict: error: ")
     assert message in error
+    assert error.count("\n") == 1
+
+
+def test_warnings_are_one_line(data_file, capsys):
+    path, *_ = data_file
+    with warnings.catch_warnings():
+        warnings.simplefilter("default")
+        assert main(["predict", "--data", str(path), "--log10-alpha", "-0.5"]) == 0
+    error = capsys.readouterr().err
+    assert error.startswith("dynalyze predict: warning: α = 1e-0.5 does not separate")
     assert error.count("\n") == 1
 
 
