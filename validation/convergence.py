@@ -135,10 +135,10 @@ def draw(all_found: dict[str, list[Comparison]]) -> None:
             ax.plot(x[known], [np.median(v) for v in kept], color=color, marker="o", label=label)
             ax.plot(x[known], [v.max() for v in kept], color=color, linestyle=":", marker=".")
         guide = 0.3 * x[0] / x
-        ax.plot(x, guide, color="black", linewidth=0.6, linestyle="--", label="1 / log(1/α)")
+        ax.plot(x, guide, color="black", linewidth=0.6, linestyle="--", label="∝ 1 / log(1/α)")
         ax.set_xscale("log")
         ax.set_yscale("log")
-        ax.set_ylim(1e-9, 10)
+        ax.set_ylim(1e-10, 10)
         ax.set_xlabel("log10(1/α)")
         ax.set_title(name, fontsize=9)
     axes[0].set_ylabel("relative error of jump times")
@@ -159,16 +159,16 @@ def main() -> None:
     body = f"""
 Relative error of the predicted jump times, |θ| = threshold, against the simulated flow
 ({METHOD}, step tolerance {TOLERANCE:g}), from the same u0 and v0 at every α. The leading order
-T log(1/α) is the
-paper's theory; "at this α" adds the initial weights, the duration of transitions and the drift
-during them. Medians over stages, the worst in brackets (dots in the plot).
+T log(1/α) is the paper's theory; "at this α" adds the initial weights, the duration of
+transitions and the drift during them. Medians over stages, the worst in brackets (dots in the plot).
 
 ![errors](convergence.png)
 
 The leading order's error falls like 1 / log(1/α), as an offset of O(1) must. The prediction at a
-given α falls like a power of α, once transitions no longer overlap, down to 1e-4 or so of
-flow time, which is the tolerance of its orbits. "separated" counts the stages before the first
-overlap: what is right there to many digits can be off by an O(1) of flow time behind a near-tie.
+given α falls like a power of α, once transitions no longer overlap, down to about 1e-5 of
+flow time, which the tolerances of the simulation and of the prediction's orbits leave. "separated"
+counts the stages before the first overlap: what is right there to many digits can be off by an
+O(1) of flow time behind a near-tie.
 
 {(chr(10) + chr(10)).join(sections)}
 """

@@ -134,7 +134,8 @@ def perturb(
     at = _times(arrivals, end - window, times, n_times, newly_active, generator)
     found = []
     for time in at:
-        chosen = np.abs(trajectory.theta_at(time)) > threshold**2
+        # A product that arrives at this very time counts, whatever the rounding.
+        chosen = np.abs(trajectory.theta_at(time)) > threshold**2 * (1 - 1e-6)
         if newly_active:
             chosen = _newest(arrivals, time, chosen)
         start = _perturbed(trajectory, time, chosen, sd, generator)

@@ -63,6 +63,12 @@ def test_times_are_drawn_where_something_is_active(run):
     np.testing.assert_array_equal(new[0].theta, again[0].theta)
 
 
+def test_what_arrives_at_the_very_time_is_perturbed_too(run):
+    arrivals, coordinates, _ = run.crossings(1e-10)
+    for k, found in enumerate(perturb(run, times=arrivals, window=1.0, rng=0)):
+        assert found.perturbed.tolist() == sorted(coordinates[: k + 1])
+
+
 class TwoWells(Quadratic):
     """L' = −(1 − θ)(2 − θ)(3 − θ)."""
 
