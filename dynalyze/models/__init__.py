@@ -9,7 +9,8 @@ from dynalyze.models.protocol import Model, Objective
 
 if TYPE_CHECKING:
     from dynalyze.models.diagonal_transformer import DiagonalTransformer
-    from dynalyze.models.symbolic_model import SymbolicLoss, SymbolicModel
+    from dynalyze.models.symbolic_loss import SymbolicLoss
+    from dynalyze.models.symbolic_model import SymbolicModel
     from dynalyze.models.torch_model import TorchModel
 
 __all__ = [
@@ -28,7 +29,7 @@ __all__ = [
 # SymPy and torch take about a second to import: the first use of what needs them loads them.
 _LOADED_ON_USE = {
     "DiagonalTransformer": "diagonal_transformer",
-    "SymbolicLoss": "symbolic_model",
+    "SymbolicLoss": "symbolic_loss",
     "SymbolicModel": "symbolic_model",
     "TorchModel": "torch_model",
 }

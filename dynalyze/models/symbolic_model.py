@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import sympy as sp
@@ -29,68 +29,17 @@ from dynalyze.models.data import (
     normalized_sample_weight,
 )
 from dynalyze.models.losses import squared_loss_factor
+from dynalyze.models.symbolic_loss import (
+    SymbolicLoss,
+    as_expression,
+    as_symbols,
+    names_of,
+    real_symbols,
+    refuse_repeated,
+)
 
 if TYPE_CHECKING:
     from dynalyze.models.protocol import Model, Objective
-
-
-class SymbolicLoss:
-    """A loss per sample ℓ(y, f) given as a SymPy expression.
-
-    Parameters
-    ----------
-    expression : sympy expression
-        ℓ(y, f), twice continuously differentiable in f. The loss of a data set is its mean.
-    targets : Symbol or sequence of Symbol
-        Symbols of the target's entries, in the order of the columns of y.
-    outputs : Symbol or sequence of Symbol
-        Symbols of the model's outputs, in the order of h.
-
-    Raises
-    ------
-    InvalidInputError
-        If the expression is not smooth in the outputs (Assumption 2.1 of arXiv 2306.07042), or has
-        symbols that are in neither list.
-
-    Notes
-    -----
-    Losses with exponential tails, such as the logistic loss, have no finite stationary point
-    on separable data, and the stages end where that happens.
-
-    Examples
-    --------
-    >>> import sympy as sp
-    >>> y, f = sp.symbols("y f")
-    >>> logistic = SymbolicLoss(sp.log(1 + sp.exp(-y * f)), targets=y, outputs=f)
-    """
-
-    def __init__(
-        self,
-        expression: sp.Expr,
-        targets: sp.Symbol | Sequence[sp.Symbol],
-        outputs: sp.Symbol | Sequence[sp.Symbol],
-    ) -> None:
-        self.expression = _expression(expression, "expression")
-        self.targets = _symbols(targets, "targets")
-        self.outputs = _symbols(outputs, "outputs")
-        _refuse_repeated(self.targets + self.outputs)
-        undeclared = free_symbols([self.expression]) - {*self.targets, *self.outputs}
-        if undeclared:
-            raise InvalidInputError(
-                f"the loss has the symbols {_names(undeclared)}, which are in neither "
-                f"targets={self.targets} nor outputs={self.outputs}: add them, or substitute values"
-            )
-        y = _codegen.symbols("y", len(self.targets))
-        f = _codegen.symbols("f", len(self.outputs))
-        named = _real(self.targets + self.outputs)
-        (readable,) = rebuild([self.expression], named)
-        refuse_unusable([readable], _map(self.outputs, named), parameter="the loss")
-        (self.canonical,) = rebuild(
-            [self.expression], dict(zip(self.targets + self.outputs, y + f, strict=True))
-        )
-
-    def __repr__(self) -> str:
-        return f"SymbolicLoss({self.expression}, {self.targets}, {self.outputs})"
 
 
 class SymbolicModel:
@@ -138,28 +87,30 @@ class SymbolicModel:
         outputs = list(h) if isinstance(h, sp.MatrixBase | list | tuple | sp.Tuple) else [h]
         if not outputs:
             raise InvalidInputError("h is empty: give at least one output expression")
-        self.outputs: tuple[sp.Expr, ...] = tuple(_expression(e, "h") for e in outputs)
-        self.inputs = _symbols(inputs, "inputs")
-        self.products = _symbols(products, "products")
-        _refuse_repeated(self.inputs + self.products)
+        self.outputs: tuple[sp.Expr, ...] = tuple(as_expression(e, "h") for e in outputs)
+        self.inputs = as_symbols(inputs, "inputs")
+        self.products = as_symbols(products, "products")
+        refuse_repeated(self.inputs + self.products)
         if not self.products:
             raise InvalidInputError("products is empty: name the symbols that are products u ⊙ v")
         self._check_symbols()
-        named = _real(self.inputs + self.products)
-        refuse_unusable(rebuild(self.outputs, named), _map(self.products, named), parameter="h")
+        named = real_symbols(self.inputs + self.products)
+        refuse_unusable(
+            rebuild(self.outputs, named), [named[x] for x in self.products], parameter="h"
+        )
 
     def _check_symbols(self) -> None:
         used = free_symbols(self.outputs)
         undeclared = used - {*self.inputs, *self.products}
         if undeclared:
             raise InvalidInputError(
-                f"h has the symbols {_names(undeclared)}, which are in neither inputs="
+                f"h has the symbols {names_of(undeclared)}, which are in neither inputs="
                 f"{self.inputs} nor products={self.products}: add them, or substitute values"
             )
         unused = [symbol for symbol in self.products if symbol not in used]
         if unused:
             raise InvalidInputError(
-                f"h does not depend on the products {_names(unused)}: remove them, they would "
+                f"h does not depend on the products {names_of(unused)}: remove them, they would "
                 "never be learned"
             )
 
@@ -308,47 +259,6 @@ def _kernels(formula: _codegen.Formula) -> ModuleType:
         ]
     )
     return load_module(key, lambda: _codegen.generate(formula))
-
-
-def _expression(value: Any, parameter: str) -> sp.Expr:
-    if isinstance(value, bool) or not isinstance(value, sp.Expr | int | float):
-        raise InvalidInputError(
-            f"{parameter} is {value!r} of type {type(value).__name__}: give a SymPy expression"
-        )
-    return sp.sympify(value)
-
-
-def _symbols(value: Any, parameter: str) -> tuple[sp.Symbol, ...]:
-    if isinstance(value, sp.Symbol):
-        return (value,)
-    if not isinstance(value, Sequence | sp.MatrixBase | sp.Tuple) or isinstance(value, str):
-        raise InvalidInputError(f"{parameter}={value!r}: give a sequence of SymPy symbols")
-    for entry in value:
-        if not isinstance(entry, sp.Symbol):
-            raise InvalidInputError(
-                f"{parameter} contains {entry!r}: each entry must be a SymPy Symbol"
-            )
-    return tuple(value)
-
-
-def _refuse_repeated(found: tuple[sp.Symbol, ...]) -> None:
-    names = [symbol.name for symbol in found]
-    repeated = {name for name in names if names.count(name) > 1}
-    if repeated:
-        raise InvalidInputError(f"the symbols {_names(repeated)} are declared more than once")
-
-
-def _names(found: Any) -> str:
-    return ", ".join(sorted(str(symbol) for symbol in found))
-
-
-def _real(found: tuple[sp.Symbol, ...]) -> dict[sp.Basic, sp.Basic]:
-    """Real symbols of the same names, for messages that the user can read."""
-    return {symbol: sp.Symbol(symbol.name, real=True) for symbol in found}
-
-
-def _map(found: tuple[sp.Symbol, ...], new: dict[sp.Basic, sp.Basic]) -> list[sp.Symbol]:
-    return [new[symbol] for symbol in found]
 
 
 def _data(data: Data, n_inputs: int, n_targets: int) -> tuple[FloatArray, FloatArray]:
