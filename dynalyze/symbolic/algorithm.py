@@ -123,7 +123,7 @@ def stages(
     >>> from dynalyze.symbolic import diagonal_linear
     >>> result = stages(diagonal_linear([[2, 1], [1, 2]], [3, 1]))
     >>> result.times, result.theta[-1], result.status
-    ((1/3, 7/3), (5/3, -1/3), 'converged')
+    ((1/3, 3), (5/3, -1/3), 'converged')
     """
     if max_stages < 0 or time_limit <= 0:
         raise InvalidInputError(
