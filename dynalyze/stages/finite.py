@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Self
 
 import numpy as np
-from scipy.interpolate import PchipInterpolator
+from scipy.interpolate import CubicSpline
 
 from dynalyze._typing import FloatArray, IntArray
 from dynalyze.errors import InvalidInputError
@@ -119,7 +119,7 @@ class FiniteScaleStages:
 
 
 def _first_crossing(times: FloatArray, log_size: FloatArray, log_threshold: float) -> float:
-    size = PchipInterpolator(times, log_size)
+    size = CubicSpline(times, log_size)
     if log_threshold <= log_size[0]:
         return float(times[0] + (log_threshold - log_size[0]) / size(times[0], nu=1))
     roots = size.solve(log_threshold, extrapolate=False)
