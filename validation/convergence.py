@@ -160,7 +160,8 @@ def main() -> None:
 Relative error of the predicted jump times, |θ| = threshold, against the simulated flow
 ({METHOD}, step tolerance {TOLERANCE:g}), from the same u0 and v0 at every α. The leading order
 T log(1/α) is the paper's theory; "at this α" adds the initial weights, the duration of
-transitions and the drift during them. Medians over stages, the worst in brackets (dots in the plot).
+transitions and the drift during them. Medians over stages, the worst in brackets (dots in the
+plot).
 
 ![errors](convergence.png)
 

