@@ -181,7 +181,7 @@ The variant with full weight matrices is in [full_head.md](full_head.md).
 
 {stage_table(found[SMALLEST])}
 
-"separated": no transition overlaps another one up to that stage. Stage 4 and 5 do at 1e-32, and
+"separated": no transition overlaps another one up to that stage. Stages 4 and 5 do at 1e-32, and
 times after that are off by up to a percent instead of by 1e-5. Plateau losses of
 stages that follow one another closely are not reached: there is no time to rest in between.
 """
