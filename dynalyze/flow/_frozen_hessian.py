@@ -11,8 +11,9 @@ _DROWSY = 1e-5  # contribution, in units of tol, from which a coordinate has a c
 _ASLEEP = 1e-3  # fraction of that below which it loses the column
 _CONTRACTION = 0.15  # of fresh columns, until measured
 _BAD_CONTRACTION = 0.3
+_FEW = 16  # columns that cost little more than one
 _AGE = 10  # evaluations that columns serve at least ...
-_AGE_PER_COLUMN = 0.5  # ... or for each column: more columns are dearer
+_AGE_PER_COLUMN = 1.0  # ... or for each column: more columns are dearer
 
 
 class FrozenHessian:
@@ -58,6 +59,11 @@ class FrozenHessian:
         served = max(_AGE, _AGE_PER_COLUMN * self.active.size)
         return self.contraction > _BAD_CONTRACTION or self.evaluations > served
 
+    @property
+    def cheap(self) -> bool:
+        """Whether all columns cost little more than one."""
+        return self.active.size <= _FEW
+
     def measure(self, contraction: float) -> None:
         """Take note of a measured contraction; a single small one may be luck."""
         self.contraction = min(1.0, max(contraction, 0.5 * self.contraction, 0.03))
@@ -73,8 +79,9 @@ class FrozenHessian:
         levels: FloatArray = np.log(_DROWSY * self._tol * np.clip(np.abs(field), 1e-6, 1.0))
         return levels
 
-    def select(self, z: FloatArray, field: FloatArray) -> None:
-        """Choose the active coordinates anew at log coordinates z."""
+    def select(self, z: FloatArray, sample: Sample) -> None:
+        """Choose the active coordinates anew at log coordinates z, and see to their columns."""
+        field = sample.field
         sizes: FloatArray = np.maximum(self._up + 2 * z, self._down - 2 * z)  # log|θ|
         levels = self._levels(field)
         awake = sizes > levels - 0.1
@@ -83,20 +90,36 @@ class FrozenHessian:
         growth = 2 * np.sign(z) * field
         awake |= _soon(awake & ~held, sizes, growth, levels)
         awake |= held & (sizes > levels + np.log(_ASLEEP))
-        self.active = np.flatnonzero(awake)
+        before, self.active = self.active, np.flatnonzero(awake)
+        self._extend(before, sample)
+
+    def _extend(self, before: IntArray, sample: Sample) -> None:
+        """Evaluate the columns of newcomers, or all if that is cheap or due."""
+        new = np.isin(self.active, before, invert=True)
+        if before.size <= _FEW or self.outdated:
+            self.renew(sample)
+            return
+        columns = np.zeros((sample.theta.size, self.active.size))
+        columns[:, ~new] = self.columns[:, np.isin(before, self.active)]
+        columns[:, new] = self._evaluate(sample, self.active[new])
+        self.columns, self.exact = columns, None
+
+    def _evaluate(self, sample: Sample, indices: IntArray) -> FloatArray:
+        if not indices.size:
+            return np.zeros((sample.theta.size, 0))
+        self.nhev += 1
+        self.nhcol += indices.size
+        columns = self._objective.hessian_columns(sample.theta, indices)
+        if not np.all(np.isfinite(columns)):
+            raise FlowError(
+                "the Hessian is not finite: check that the loss is twice differentiable there, or "
+                "choose a method that does without it"
+            )
+        return columns
 
     def renew(self, sample: Sample) -> None:
         """Evaluate the columns at a sample of the path."""
-        self.columns = np.zeros((sample.theta.size, self.active.size))
-        if self.active.size:
-            self.columns[:] = self._objective.hessian_columns(sample.theta, self.active)
-            self.nhev += 1
-            self.nhcol += self.active.size
-            if not np.all(np.isfinite(self.columns)):
-                raise FlowError(
-                    "the Hessian is not finite: check that the loss is twice differentiable "
-                    "there, or choose a method that does without it"
-                )
+        self.columns = np.array(self._evaluate(sample, self.active), order="C")
         self.exact = sample
         self.contraction = min(self.contraction, _CONTRACTION)
         self.evaluations = 0

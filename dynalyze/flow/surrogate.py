@@ -27,7 +27,7 @@ _LOOSER = 5.0  # the same for the predictor, in units of the corrector's
 _EXTRAPOLATION = 2.0  # largest, in units of the span of the newest nodes
 _MOST_CORRECTIONS = 3
 _MOST_ATTEMPTS = 40
-_PATIENCE = 4  # attempts after which the step is shortened, whatever is predicted
+_PATIENCE = 3  # attempts after which the Hessian is renewed and the step shortened
 _ROUNDING = 1e-14  # of the field, in units of its own size
 _LATEST = 1e300  # flow time beyond which nothing can be represented
 
@@ -123,8 +123,7 @@ class SurrogateStepper:
             raise self._failure(self._broken)
         self._field = sample.field
         self._samples = [sample]  # newest first
-        self._hessian.select(self._z, sample.field)
-        self._hessian.renew(sample)
+        self._hessian.select(self._z, sample)
         self._curvature = 1.0  # of the remainder, |r''|/2, until measured
         self._inner_step = 1e-3 / max(float(np.max(np.abs(sample.field), initial=0.0)), 1e-300)
         self._last_arc = 1e-3
@@ -189,7 +188,10 @@ class SurrogateStepper:
             elif self._correct(path, nodes, distrust):
                 return
             else:
-                if attempt and self._samples[0] is not hessian.exact:
+                if (
+                    attempt >= (1 if hessian.cheap else _PATIENCE)
+                    and self._samples[0] is not hessian.exact
+                ):
                     hessian.renew(self._samples[0])
                 if attempt >= _PATIENCE:
                     hessian.exact = None  # in case it is not, after all
@@ -307,8 +309,7 @@ class SurrogateStepper:
                 if path.status == NEWCOMER:
                     self._origin = self._origin + self._head[:-1]
                     self._head = np.append(np.zeros(self._z.size), self._head[-1])
-                    hessian.select(self._origin, sample.field)
-                    hessian.renew(sample)
+                    hessian.select(self._origin, sample)
                 elif hessian.outdated:
                     hessian.renew(sample)
                 return True
