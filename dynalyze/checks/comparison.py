@@ -5,9 +5,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from dynalyze._dataframe import dataframe
 from dynalyze._typing import BoolArray, FloatArray, IntArray
 from dynalyze.checks.matching import Inversion, Outcome, Run, inversions, match
-from dynalyze.errors import InvalidInputError, MissingDependencyError
+from dynalyze.errors import InvalidInputError
 from dynalyze.stages.prediction import StagePrediction
 
 if TYPE_CHECKING:
@@ -102,12 +103,6 @@ class Comparison:
 
     def to_dataframe(self) -> "pd.DataFrame":
         """Stages as a pandas DataFrame, one row each (needs the extra ``dataframe``)."""
-        try:
-            import pandas as pd
-        except ImportError as error:
-            raise MissingDependencyError(
-                'to_dataframe needs pandas: pip install "dynalyze[dataframe]"'
-            ) from error
         prediction = self.prediction
         columns = {
             "product": [prediction.name(int(i)) for i in prediction.coordinates],
@@ -123,7 +118,7 @@ class Comparison:
             "separated": self.separated,
             "relative_plateau_distance": self.relative_plateau_distances[1:],
         }
-        return pd.DataFrame(columns, index=pd.RangeIndex(1, self.n_stages + 1, name="stage"))
+        return dataframe(columns, number_rows="stage")
 
     def plot(self, ax: "Axes | None" = None) -> "Axes":
         """Loss of the run over the predicted staircase, errors below; see `plotting`."""

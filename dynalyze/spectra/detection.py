@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from dynalyze._dataframe import dataframe
 from dynalyze._typing import ArrayLike, FloatArray, IntArray
-from dynalyze.errors import InvalidInputError, MissingDependencyError
+from dynalyze.errors import InvalidInputError
 from dynalyze.spectra.history import PRODUCTS, SpectraHistory
 
 if TYPE_CHECKING:
@@ -65,12 +66,6 @@ class DetectedStages:
         MissingDependencyError
             If pandas is not installed.
         """
-        try:
-            import pandas as pd
-        except ImportError as error:
-            raise MissingDependencyError(
-                "to_dataframe needs pandas: pip install 'dynalyze[dataframe]'."
-            ) from error
         columns: dict[str, Any] = {
             "step": self.steps,
             "record": self.records,
@@ -81,7 +76,7 @@ class DetectedStages:
             "component": self.component,
             "size": self.size,
         }
-        return pd.DataFrame(columns)
+        return dataframe(columns)
 
     def plot(self, *, predicted_steps: ArrayLike = (), ax: "Axes | None" = None) -> "Axes":
         """Draw the total rank of all changes against training, over predicted stages.

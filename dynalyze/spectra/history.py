@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from dynalyze._dataframe import dataframe
 from dynalyze._saved_files import read_saved, write_saved
 from dynalyze._typing import FloatArray, IntArray
-from dynalyze.errors import InvalidInputError, MissingDependencyError
+from dynalyze.errors import InvalidInputError
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -85,12 +86,6 @@ class SpectraHistory:
         MissingDependencyError
             If pandas is not installed.
         """
-        try:
-            import pandas as pd
-        except ImportError as error:
-            raise MissingDependencyError(
-                "to_dataframe needs pandas: pip install 'dynalyze[dataframe]'."
-            ) from error
         record, product, unit = (
             grid.ravel() for grid in np.indices(self.frobenius_norm.shape, dtype=np.int64)
         )
@@ -107,7 +102,7 @@ class SpectraHistory:
         }
         for k in range(self.singular_values.shape[-1]):
             columns[f"singular_value_{k + 1}"] = self.singular_values[..., k].ravel()
-        return pd.DataFrame(columns)
+        return dataframe(columns)
 
     def summary(self) -> str:
         """Table of each layer's mean ranks at the last record, as text."""

@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
+from dynalyze._dataframe import dataframe
 from dynalyze._saved_files import read_saved, write_saved
 from dynalyze._typing import BoolArray, FloatArray, IntArray
-from dynalyze.errors import InvalidInputError, MissingDependencyError
+from dynalyze.errors import InvalidInputError
 from dynalyze.stages.algorithm import Status
 from dynalyze.stages.finite import FiniteScaleStages
 
@@ -153,12 +154,6 @@ class StagePrediction:
 
     def to_dataframe(self) -> "pd.DataFrame":
         """Stages as a pandas DataFrame, one row each (needs the extra ``dataframe``)."""
-        try:
-            import pandas as pd
-        except ImportError as error:
-            raise MissingDependencyError(
-                'to_dataframe needs pandas: pip install "dynalyze[dataframe]"'
-            ) from error
         columns = {
             "time": self.times,
             "coordinate": self.coordinates,
@@ -174,7 +169,7 @@ class StagePrediction:
         }
         if self.finite is not None:
             columns["jump_time"] = self.jump_times()
-        return pd.DataFrame(columns, index=pd.RangeIndex(1, self.n_stages + 1, name="stage"))
+        return dataframe(columns, number_rows="stage")
 
     def plot(self, ax: "Axes | None" = None) -> "Axes":
         """Loss staircase over rescaled time, the products under it; see `plotting`."""
