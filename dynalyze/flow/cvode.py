@@ -7,7 +7,7 @@ import numpy as np
 from dynalyze._typing import FloatArray
 from dynalyze.errors import FlowError, MissingDependencyError
 from dynalyze.flow.coordinates import Chart
-from dynalyze.flow.guarded import GuardedFlow
+from dynalyze.flow.guarded import GuardedStepper
 from dynalyze.flow.stepper import Segment
 from dynalyze.models.protocol import Objective
 
@@ -33,7 +33,7 @@ class _PowerSegment:
         return self._start + fraction[..., None] ** np.arange(_ORDER + 1) @ self._powers
 
 
-class CvodeStepper:
+class CvodeStepper(GuardedStepper):
     """SUNDIALS CVODE (BDF of orders 1 to 5) on the guarded flow, with its exact Jacobian.
 
     Parameters
@@ -74,13 +74,12 @@ class CvodeStepper:
                 'method="CVODE" needs scikit-sundae: pip install "dynalyze[sundials]", or choose '
                 'another method, such as "LSODA"'
             ) from error
-        self._flow = flow = GuardedFlow(objective, chart)
+        super().__init__(objective, chart, z)
+        flow = self._flow
         self._t = t
-        self._z = np.array(z)
         self._t_bound = t_bound
-        self._field: FloatArray | None = self._flow.rate(self._z)
         # With a first step given, the time that each call names as its aim means nothing.
-        scale = float(np.max(np.abs(self._field)))
+        scale = float(np.max(np.abs(self.field)))
         self._first_step = min(tol**0.5 / scale if scale else 1.0, (t_bound - t) / 2)
 
         def rate(_: float, z: FloatArray, rates: FloatArray) -> None:
@@ -104,18 +103,6 @@ class CvodeStepper:
         """Flow time reached."""
         return self._t
 
-    @property
-    def z(self) -> FloatArray:
-        """Log coordinates reached, shape (p,)."""
-        return self._z
-
-    @property
-    def field(self) -> FloatArray:
-        """g at the point reached, shape (p,); costs an evaluation when first asked for."""
-        if self._field is None:
-            self._field = self._flow.rate(self._z)
-        return self._field
-
     def step(self) -> Segment:
         """Make one accepted step and return it; FlowError if there is none to be made."""
         start = self._t
@@ -135,5 +122,6 @@ class CvodeStepper:
         ]
         # The solver goes on from the time that was asked for last.
         self._solver.step(end, method="normal")
-        self._t, self._z, self._field = end, z, None
+        self._t = end
+        self._accept(z)
         return _PowerSegment(start, end, np.array([*inner, z]))

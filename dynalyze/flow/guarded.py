@@ -83,6 +83,41 @@ class GuardedFlow:
         return jacobian
 
 
+class GuardedStepper:
+    """What steppers on the guarded flow share: the point last accepted, and g there.
+
+    Parameters
+    ----------
+    objective : Objective
+        The loss.
+    chart : Chart
+        The products θ(z).
+    z : ndarray, shape (p,)
+        Log coordinates at the start.
+    """
+
+    def __init__(self, objective: Objective, chart: Chart, z: FloatArray) -> None:
+        self._flow = GuardedFlow(objective, chart)
+        self._z = np.array(z)
+        self._field: FloatArray | None = None
+
+    @property
+    def z(self) -> FloatArray:
+        """Log coordinates reached, shape (p,)."""
+        return self._z
+
+    @property
+    def field(self) -> FloatArray:
+        """g at the point reached, shape (p,); costs an evaluation when first asked for."""
+        if self._field is None:
+            self._field = self._flow.rate(self._z)
+        return self._field
+
+    def _accept(self, z: FloatArray) -> None:
+        self._z = np.array(z)
+        self._field = None
+
+
 def describe_bad_field(objective: Objective, theta: FloatArray, field: FloatArray) -> str:
     """Say where a field that is not finite was met, and what to do."""
     i = int(np.flatnonzero(~np.isfinite(field))[0])

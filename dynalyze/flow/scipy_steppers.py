@@ -9,7 +9,7 @@ from scipy import integrate
 from dynalyze._typing import FloatArray
 from dynalyze.errors import FlowError
 from dynalyze.flow.coordinates import Chart
-from dynalyze.flow.guarded import GuardedFlow
+from dynalyze.flow.guarded import GuardedStepper
 from dynalyze.flow.stepper import Segment
 from dynalyze.models.protocol import Objective
 
@@ -33,7 +33,7 @@ class _ScipySegment:
         return np.asarray(self._dense(t)).T
 
 
-class ScipyStepper:
+class ScipyStepper(GuardedStepper):
     """LSODA, BDF or Radau of `scipy.integrate` on the guarded flow, with its exact Jacobian.
 
     Parameters
@@ -65,11 +65,9 @@ class ScipyStepper:
         method: str,
         tol: float,
     ) -> None:
-        flow = GuardedFlow(objective, chart)
-        self._flow = flow
+        super().__init__(objective, chart, z)
+        flow = self._flow
         self._method = method
-        self._accepted = np.array(z)
-        self._field: FloatArray | None = None
         self._solver: Any = _SOLVERS[method](
             lambda _, z: flow.rate(z),
             t,
@@ -78,7 +76,7 @@ class ScipyStepper:
             rtol=_RTOL,
             atol=tol,
             max_step=_LONGEST_STEP,
-            jac=lambda _, __: flow.jacobian(self._accepted),
+            jac=lambda _, __: flow.jacobian(self._z),
         )
         if method != "LSODA":
             # SciPy ties the Newton tolerance to rtol alone, which here says nothing.
@@ -89,18 +87,6 @@ class ScipyStepper:
         """Flow time reached."""
         return float(self._solver.t)
 
-    @property
-    def z(self) -> FloatArray:
-        """Log coordinates reached, shape (p,)."""
-        return self._accepted
-
-    @property
-    def field(self) -> FloatArray:
-        """g at the point reached, shape (p,); costs an evaluation when first asked for."""
-        if self._field is None:
-            self._field = self._flow.rate(self.z)
-        return self._field
-
     def step(self) -> Segment:
         """Make one accepted step and return it; FlowError if there is none to be made."""
         t_before = self.t
@@ -110,8 +96,7 @@ class ScipyStepper:
                 f"{self._method} cannot continue from t = {t_before}{reason}: "
                 "try a larger tol, or another method"
             )
-        self._accepted = np.array(self._solver.y)
-        self._field = None
+        self._accept(self._solver.y)
         return _ScipySegment(self._solver.dense_output())
 
     def _attempt(self) -> str:
