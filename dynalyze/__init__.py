@@ -9,11 +9,20 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from dynalyze import datasets, models, symbolic
+    from dynalyze import checks, datasets, models, symbolic
     from dynalyze.checks.assumptions import check_assumptions
     from dynalyze.checks.comparison import Comparison, compare
     from dynalyze.checks.report import AssumptionReport
-    from dynalyze.errors import DynalyzeError, DynalyzeWarning
+    from dynalyze.errors import (
+        ConstantFeatureWarning,
+        DynalyzeError,
+        DynalyzeWarning,
+        FlowError,
+        InvalidInputError,
+        MissingDependencyError,
+        SavedFileError,
+        StagesOverlapWarning,
+    )
     from dynalyze.flow.initialization import Initialization
     from dynalyze.flow.simulate import simulate
     from dynalyze.flow.trajectory import Trajectory
@@ -23,28 +32,42 @@ if TYPE_CHECKING:
 _HOMES = {
     "AssumptionReport": "checks.report",
     "Comparison": "checks.comparison",
+    "ConstantFeatureWarning": "errors",
     "DynalyzeError": "errors",
     "DynalyzeWarning": "errors",
+    "FlowError": "errors",
     "Initialization": "flow.initialization",
+    "InvalidInputError": "errors",
+    "MissingDependencyError": "errors",
+    "SavedFileError": "errors",
     "StagePrediction": "stages.prediction",
+    "StagesOverlapWarning": "errors",
     "Trajectory": "flow.trajectory",
     "check_assumptions": "checks.assumptions",
     "compare": "checks.comparison",
     "predict_stages": "stages.predict",
     "simulate": "flow.simulate",
 }
-_SUBPACKAGES = ("datasets", "models", "symbolic")
+# Those that need torch are imported by name: dynalyze.spectra, dynalyze.training.
+_SUBPACKAGES = ("checks", "datasets", "models", "symbolic")
 
 __all__ = [
     "AssumptionReport",
     "Comparison",
+    "ConstantFeatureWarning",
     "DynalyzeError",
     "DynalyzeWarning",
+    "FlowError",
     "Initialization",
+    "InvalidInputError",
+    "MissingDependencyError",
+    "SavedFileError",
     "StagePrediction",
+    "StagesOverlapWarning",
     "Trajectory",
     "__version__",
     "check_assumptions",
+    "checks",
     "compare",
     "datasets",
     "models",
