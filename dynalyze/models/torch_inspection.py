@@ -134,6 +134,43 @@ def some(names: Sequence[str], limit: int = 3) -> str:
     return ", ".join(names[:limit]) + more
 
 
+def names_of_entries(
+    given: Sequence[str] | None, labels: Sequence[str], shapes: Sequence[torch.Size]
+) -> tuple[str, ...]:
+    """Readable name of each product entry; length p.
+
+    Parameters
+    ----------
+    given : sequence of str, optional
+        The caller's: one per entry, or one per pair, to which the index is added.
+    labels : sequence of str
+        One per pair, for use without `given`.
+    shapes : sequence of torch.Size
+        One per pair.
+
+    Raises
+    ------
+    InvalidInputError
+        If `given` is of another length.
+    """
+    n_products = sum(shape.numel() for shape in shapes)
+    if given is not None:
+        given = [given] if isinstance(given, str) else list(given)
+        if len(given) == n_products != len(labels):
+            return tuple(given)
+        if len(given) != len(labels):
+            raise InvalidInputError(
+                f"product_names has {len(given)} entries: give one per product ({n_products}) or "
+                f"one per pair ({len(labels)})"
+            )
+        labels = given
+    return tuple(
+        f"{label}[{', '.join(map(str, index))}]" if index else label
+        for label, shape in zip(labels, shapes, strict=True)
+        for index in np.ndindex(*shape)
+    )
+
+
 class _Operations(TorchFunctionMode):
     """Record the names of the torch functions that are called."""
 

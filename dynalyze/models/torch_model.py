@@ -1,6 +1,5 @@
 """Any PyTorch module in which pairs of parameters enter as elementwise products."""
 
-import copy
 import warnings
 from collections.abc import Sequence
 from itertools import pairwise
@@ -14,6 +13,7 @@ from dynalyze.errors import InvalidInputError
 from dynalyze.models.data import as_positive_int, normalized_sample_weight
 from dynalyze.models.losses import squared_loss_factor
 from dynalyze.models.torch_data import gather
+from dynalyze.models.torch_device import default_budget, private_copy, usable_device
 from dynalyze.models.torch_inspection import (
     NonSmoothWarning,
     UpcastWarning,
@@ -21,14 +21,13 @@ from dynalyze.models.torch_inspection import (
     check_modules,
     check_pairs,
     check_products_alone,
+    names_of_entries,
     non_smooth_operations,
     some,
 )
 from dynalyze.models.torch_loss import SampleLoss, checked_loss, float_targets, squared_loss
 from dynalyze.models.torch_objective import Function, TorchObjective, differentiable_attention
 
-# Measured: passes of 1 GiB take three times as long per sample, those below 16 MiB longer too.
-_CPU_BUDGET = 2**26
 _PROBE_SAMPLES = 4
 
 
@@ -102,15 +101,15 @@ class TorchModel:
                 stacklevel=2,
             )
         first = next(module.parameters())
-        self._device = _usable_device(device if device is not None else first.device)
-        self._module = _private_copy(module, self._device)
+        self._device = usable_device(device if device is not None else first.device)
+        self._module = private_copy(module, self._device)
         self._pairs = pairs
         parameters = dict(self._module.named_parameters(remove_duplicate=False))
         self._shapes = tuple(parameters[u].shape for u, _ in pairs)
         ends = np.cumsum([0, *(shape.numel() for shape in self._shapes)])
         self._slices = tuple(slice(int(a), int(b)) for a, b in pairwise(ends))
         labels = [f"{u}*{v}" for u, v in pairs]
-        self._names = _product_names(product_names, labels, self._shapes)
+        self._names = names_of_entries(product_names, labels, self._shapes)
         self._function: Function = self._evaluate
         self._budget = memory_budget
         self._non_smooth = non_smooth
@@ -146,12 +145,12 @@ class TorchModel:
             )
         n_products = as_positive_int(n_products, "n_products")
         self = cls.__new__(cls)
-        self._device = _usable_device(device if device is not None else "cpu")
+        self._device = usable_device(device if device is not None else "cpu")
         self._module = torch.nn.Module()
         self._pairs = ()
         self._shapes = ()
         self._slices = ()
-        self._names = _product_names(product_names, ["theta"], [torch.Size([n_products])])
+        self._names = names_of_entries(product_names, ["theta"], [torch.Size([n_products])])
         self._function = function
         self._budget = memory_budget
         self._non_smooth = ()
@@ -255,7 +254,7 @@ class TorchModel:
         """
         inputs, targets, sample_loss = self.prepare(data, loss=loss)
         weights = normalized_sample_weight(sample_weight, len(inputs))
-        budget = self._budget if self._budget is not None else _default_budget(self._device)
+        budget = self._budget if self._budget is not None else default_budget(self._device)
         return TorchObjective(
             self._function,
             inputs,
@@ -312,52 +311,3 @@ class TorchModel:
     def _call(self, weights: dict[str, torch.Tensor], inputs: torch.Tensor) -> torch.Tensor:
         output: torch.Tensor = torch.func.functional_call(self._module, weights, (inputs,))
         return output
-
-
-def _private_copy(module: torch.nn.Module, device: torch.device) -> torch.nn.Module:
-    private = copy.deepcopy(module).to(device=device, dtype=torch.float64).requires_grad_(False)
-    for part in private.modules():
-        if hasattr(part, "inplace"):
-            setattr(part, "inplace", False)  # noqa: B010  (overwriting defeats batched derivatives)
-    return private
-
-
-def _usable_device(device: str | torch.device) -> torch.device:
-    try:
-        usable = torch.device(device)
-    except RuntimeError as error:
-        raise InvalidInputError(f"device={device!r} is not a torch device: {error}") from error
-    if usable.type not in ("cpu", "cuda"):
-        raise InvalidInputError(
-            f"device={str(usable)!r} has no float64: use 'cpu' or a CUDA device"
-        )
-    if usable.type == "cuda" and not torch.cuda.is_available():
-        raise InvalidInputError(f"device={str(usable)!r}: no CUDA device is available; use 'cpu'")
-    return usable
-
-
-def _default_budget(device: torch.device) -> int:
-    if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0] // 2)
-    return _CPU_BUDGET
-
-
-def _product_names(
-    given: Sequence[str] | None, labels: Sequence[str], shapes: Sequence[torch.Size]
-) -> tuple[str, ...]:
-    n_products = sum(shape.numel() for shape in shapes)
-    if given is not None:
-        given = [given] if isinstance(given, str) else list(given)
-        if len(given) == n_products != len(labels):
-            return tuple(given)
-        if len(given) != len(labels):
-            raise InvalidInputError(
-                f"product_names has {len(given)} entries: give one per product ({n_products}) or "
-                f"one per pair ({len(labels)})"
-            )
-        labels = given
-    return tuple(
-        f"{label}[{', '.join(map(str, index))}]" if index else label
-        for label, shape in zip(labels, shapes, strict=True)
-        for index in np.ndindex(*shape)
-    )

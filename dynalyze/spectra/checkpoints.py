@@ -13,14 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from dynalyze.errors import InvalidInputError, MissingDependencyError, SavedFileError
-from dynalyze.spectra.attention import (
-    Layouts,
-    find_sources,
-    natural_order,
-    select_layers,
-    sources_from_names,
-)
+from dynalyze.spectra.attention import find_sources, select_layers
 from dynalyze.spectra.history import SpectraHistory
+from dynalyze.spectra.recognition import Layouts, natural_order, sources_from_names
 from dynalyze.spectra.recorder import Recorder, RecordOptions
 from dynalyze.spectra.sources import AttentionSource, Lookup
 

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from dynalyze.errors import InvalidInputError
-from dynalyze.spectra.attention import Layouts, check_trained, find_sources, model_lookup
+from dynalyze.spectra.attention import check_trained, find_sources, model_lookup
 from dynalyze.spectra.checkpoints import open_checkpoint, source_names, stored_lookup
 from dynalyze.spectra.history import SpectraHistory
+from dynalyze.spectra.recognition import Layouts
 from dynalyze.spectra.recorder import Recorder, RecordOptions
 
 
