@@ -14,32 +14,19 @@ import numpy as np
 from dynalyze._typing import FloatArray, IntArray
 from dynalyze.errors import FlowError
 from dynalyze.flow.coordinates import BalancedCoordinates
-from dynalyze.flow.stepper import Segment, Stepper
+from dynalyze.flow.stepper import Stepper
 from dynalyze.models.counted import CountedObjective
 from dynalyze.models.protocol import Objective
+from dynalyze.stages.orbit import ARRIVED, Orbit, OrbitPath
 from dynalyze.stages.stationary import StationaryPoint, polish
 
 ONSET = 1e-6  # size of the activated product at the onset, relative to its natural scale
 _NEGLIGIBLE = 1e-4  # a shrinking product this small, against its largest value, may have left
-_ARRIVED = 0.01  # the orbit has arrived when Newton moves no log|θ| by more than this
 _FIRST_TRY = 1e-3  # try Newton when the rate of loss has fallen by this factor from its peak,
 _RETRY = 0.04  # and again when it has fallen by this one since the last try
 _LATEST = 1e15  # flow time to give up at, in units of 1/|g| of the activated product
-_SAMPLES_PER_STEP = 4
 
 StepperFactory = Callable[[Objective, BalancedCoordinates, FloatArray], Stepper]
-
-
-@dataclass(frozen=True)
-class Orbit:
-    """The orbit ψ between two plateaus, on a clock that starts at the onset."""
-
-    times: FloatArray  # (m,), flow time since the activated product had size exp(log_size[0])
-    log_size: FloatArray  # (m,), log|θ| of the activated product
-    z_end: FloatArray  # (p,), z at times[-1] relaxed onto the plateau; off the support, its drift
-    z_lowest: FloatArray  # (p,), smallest z along the orbit; off the support, of its drift
-    z_highest: FloatArray  # (p,), largest z along the orbit
-    duration: float  # flow time from 1% of the activated product's limit to 1% from the plateau
 
 
 @dataclass(frozen=True)
@@ -91,14 +78,14 @@ def limit_point(
     theta = onset(objective, start, coordinate, sign)
     chart = BalancedCoordinates(np.sign(theta))
     support = np.flatnonzero(theta)
-    segments: list[Segment] = []
+    path = OrbitPath(chart)
     peak = np.abs(theta)
     rate_peak, rate_tried = 0.0, np.inf
     why = "the rate of loss never fell, so Newton's method was not tried"
     try:
         flow = stepper(objective, chart, chart.z_of_theta(theta))
-        while len(segments) < max_steps and objective.nfev < max_evaluations and flow.t < latest:
-            segments.append(flow.step())
+        while path.n_steps < max_steps and objective.nfev < max_evaluations and flow.t < latest:
+            path.add(flow.step(), flow.z)
             theta, field = chart.theta(flow.z), flow.field
             peak = np.maximum(peak, np.abs(theta))
             # −dL/dt = 2 Σ |θ_i| g_i²: does not depend on the units of the features, and
@@ -112,15 +99,13 @@ def limit_point(
             end = _certify(objective, theta, chart.signs, np.flatnonzero(shrinking), tolerance)
             if isinstance(end, StationaryPoint):
                 left = tuple(int(i) for i in np.setdiff1d(support, end.support))
-                orbit = _orbit(segments, chart, flow.z, end, coordinate)
-                return Transition(end, left, orbit)
+                return Transition(end, left, path.orbit(end, coordinate))
             why = end
     except FlowError as error:
         why = str(error)
-    reached = segments[-1].t_end if segments else 0.0
     return NoLimit(
-        f"the orbit was followed for {len(segments)} steps and {objective.nfev} evaluations, to "
-        f"flow time {reached:.3g} after the activation and products up to "
+        f"the orbit was followed for {path.n_steps} steps and {objective.nfev} evaluations, to "
+        f"flow time {path.t_end:.3g} after the activation and products up to "
         f"{np.abs(theta).max():.3g}, and found no limit: {why}"
     )
 
@@ -177,70 +162,8 @@ def _certify(
             break
         leaving = leaving[~outward]
     moved = np.abs(np.log(end.theta[staying] / theta[staying]))
-    if moved.size and moved.max() > _ARRIVED:
+    if moved.size and moved.max() > ARRIVED:
         return f"Newton's method moves a product by {np.expm1(moved.max()):.1%}"
     if end.curvature <= 0:
         return f"the nearest stationary point is a saddle (relative curvature {end.curvature:.1e})"
     return end
-
-
-def _orbit(
-    segments: list[Segment],
-    chart: BalancedCoordinates,
-    z: FloatArray,
-    end: StationaryPoint,
-    coordinate: int,
-) -> Orbit:
-    """Sample the orbit, and relax its end onto the plateau in closed form."""
-    fractions = np.arange(1, _SAMPLES_PER_STEP + 1) / _SAMPLES_PER_STEP
-    times = np.concatenate(
-        [[segments[0].t_start]] + [s.t_start + fractions * (s.t_end - s.t_start) for s in segments]
-    )
-    samples = np.concatenate(
-        [segments[0].z(times[:1])]
-        + [
-            s.z(times[1 + i * _SAMPLES_PER_STEP : 1 + (i + 1) * _SAMPLES_PER_STEP])
-            for i, s in enumerate(segments)
-        ]
-    )
-    log_sizes = 2 * chart.signs * samples
-    log_limit = 2 * chart.signs * chart.z_of_theta(end.theta)
-    return Orbit(
-        times=times,
-        log_size=log_sizes[:, coordinate],
-        z_end=_relaxed(z, chart, end),
-        z_lowest=samples.min(axis=0),
-        z_highest=samples.max(axis=0),
-        duration=_duration(times, log_sizes, log_limit, end.support, coordinate),
-    )
-
-
-def _relaxed(z: FloatArray, chart: BalancedCoordinates, end: StationaryPoint) -> FloatArray:
-    """Z once the active products have relaxed, less what the plateau's own field adds.
-
-    Near the plateau g_i − g_i(θ^{k+1}) = H_iA H_AA⁻¹ g_A, and ∫ g_A is the distance that z_A has
-    still to go.
-    """
-    active = end.support
-    relaxed = z.copy()
-    if not active.size:
-        return relaxed
-    to_go = chart.z_of_theta(end.theta)[active] - z[active]
-    relaxed += end.hessian @ np.linalg.solve(end.hessian[active], to_go)
-    relaxed[active] = z[active] + to_go
-    return relaxed
-
-
-def _duration(
-    times: FloatArray,
-    log_sizes: FloatArray,
-    log_limit: FloatArray,
-    active: IntArray,
-    coordinate: int,
-) -> float:
-    """Flow time between leaving the old plateau and arriving at the new one, both at 1%."""
-    log_size = log_sizes[:, coordinate]
-    first = int(np.argmax(log_size > log_size.max() + np.log(_ARRIVED)))
-    away = np.abs(log_sizes[:, active] - log_limit[active]).max(axis=1, initial=0.0) > _ARRIVED
-    last = int(np.flatnonzero(away)[-1]) if away.any() else first
-    return float(times[min(last + 1, times.size - 1)] - times[first])

@@ -1,0 +1,122 @@
+"""The orbit ψ of a transition, as it was followed: its clock, its path, and the drift along it."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from dynalyze._typing import FloatArray, IntArray
+from dynalyze.flow.coordinates import BalancedCoordinates
+from dynalyze.flow.stepper import Segment
+from dynalyze.stages.stationary import StationaryPoint
+
+ARRIVED = 0.01  # an orbit has arrived when Newton's method moves no log|θ| by more than this
+_RESOLVED = 0.05  # steps that change the log|θ| of the activated product by more are subdivided
+_SAMPLES = 4  # samples of a step that is subdivided
+
+
+@dataclass(frozen=True)
+class Orbit:
+    """The orbit ψ between two plateaus, on a clock that starts at the onset."""
+
+    times: FloatArray  # (m,), flow time since the activated product had size exp(log_size[0])
+    log_size: FloatArray  # (m,), log|θ| of the activated product
+    z_end: FloatArray  # (p,), z at times[-1] relaxed onto the plateau; off the support, its drift
+    z_lowest: FloatArray  # (p,), smallest z along the orbit; off the support, of its drift
+    z_highest: FloatArray  # (p,), largest z along the orbit
+    duration: float  # flow time from 1% of the activated product's limit to 1% from the plateau
+
+
+class OrbitPath:
+    """Collects the steps of an integrator along an orbit.
+
+    Parameters
+    ----------
+    chart : BalancedCoordinates
+        The products θ(z) on the orbit's support.
+    """
+
+    def __init__(self, chart: BalancedCoordinates) -> None:
+        self._chart = chart
+        self._segments: list[Segment] = []
+        self._ends: list[FloatArray] = []  # z at the end of each step
+
+    @property
+    def n_steps(self) -> int:
+        """Number of steps so far."""
+        return len(self._segments)
+
+    @property
+    def t_end(self) -> float:
+        """Flow time since the onset."""
+        return self._segments[-1].t_end if self._segments else 0.0
+
+    def add(self, segment: Segment, z: FloatArray) -> None:
+        """Append a step that ends at z, shape (p,)."""
+        self._segments.append(segment)
+        self._ends.append(np.array(z))
+
+    def orbit(self, end: StationaryPoint, coordinate: int) -> Orbit:
+        """Sample the path, and relax its end onto the plateau `end` in closed form.
+
+        Parameters
+        ----------
+        end : StationaryPoint
+            Where the orbit goes.
+        coordinate : int
+            The activated product.
+        """
+        chart, segments = self._chart, self._segments
+        start = segments[0].z(segments[0].t_start)
+        ends = np.array(self._ends)
+        change = np.diff(ends[:, coordinate], prepend=start[coordinate])
+        fractions = np.arange(1, _SAMPLES) / _SAMPLES
+        times, samples = [np.array([segments[0].t_start])], [start[None]]
+        for segment, z, step in zip(segments, ends, change, strict=True):
+            if 2 * abs(step) > _RESOLVED:
+                inside = segment.t_start + fractions * (segment.t_end - segment.t_start)
+                times.append(inside)
+                samples.append(segment.z(inside))
+            times.append(np.array([segment.t_end]))
+            samples.append(z[None])
+        t, path = np.concatenate(times), np.concatenate(samples)
+        log_sizes = 2 * chart.signs * path
+        log_limit = 2 * chart.signs * chart.z_of_theta(end.theta)
+        return Orbit(
+            times=t,
+            log_size=log_sizes[:, coordinate],
+            z_end=_relaxed(ends[-1], chart, end),
+            z_lowest=path.min(axis=0),
+            z_highest=path.max(axis=0),
+            duration=_duration(t, log_sizes, log_limit, end.support, coordinate),
+        )
+
+
+def _relaxed(z: FloatArray, chart: BalancedCoordinates, end: StationaryPoint) -> FloatArray:
+    """Z once the active products have relaxed, less what the plateau's own field adds.
+
+    Near the plateau g_i − g_i(θ^{k+1}) = H_iA H_AA⁻¹ g_A, and ∫ g_A is the distance that z_A has
+    still to go.
+    """
+    active = end.support
+    relaxed = z.copy()
+    if not active.size:
+        return relaxed
+    to_go = chart.z_of_theta(end.theta)[active] - z[active]
+    relaxed += end.hessian @ np.linalg.solve(end.hessian[active], to_go)
+    relaxed[active] = z[active] + to_go
+    return relaxed
+
+
+def _duration(
+    times: FloatArray,
+    log_sizes: FloatArray,
+    log_limit: FloatArray,
+    active: IntArray,
+    coordinate: int,
+) -> float:
+    """Flow time between leaving the old plateau and arriving at the new one, both at 1%."""
+    log_size = log_sizes[:, coordinate]
+    first = int(np.argmax(log_size > log_size.max() + np.log(ARRIVED)))
+    away = np.abs(log_sizes[:, active] - log_limit[active]).max(axis=1, initial=0.0) > ARRIVED
+    last = int(np.flatnonzero(away)[-1]) if away.any() else first
+    return float(times[min(last + 1, times.size - 1)] - times[first])
