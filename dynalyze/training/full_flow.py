@@ -6,28 +6,23 @@ paper observes, and what is detected here, are steps of rank one in W_K W_Qᵀ o
 """
 
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from scipy.integrate import solve_ivp
 
 from dynalyze._saved_files import read_saved, write_saved
 from dynalyze._torch import torch
-from dynalyze._typing import ArrayLike, Data, FloatArray, IntArray
+from dynalyze._typing import Data, FloatArray, IntArray
 from dynalyze.errors import FlowError, InvalidInputError
 from dynalyze.flow.initialization import Initialization
 from dynalyze.models.torch_loss import SampleLoss
 from dynalyze.models.torch_objective import differentiable_attention
-from dynalyze.training.curves import Curves, log_curves, plot_curves
 from dynalyze.training.engine import Engine
 from dynalyze.training.heads import FullHead
+from dynalyze.training.recorded import RecordedRun
 from dynalyze.training.trainable import Weights, as_trainable, checked_samples
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
 
 _KIND = "flow of full weights"
 METHODS = ("RK23", "RK45", "DOP853", "Radau", "BDF", "LSODA")
@@ -36,7 +31,7 @@ _MOST_IMPLICIT = 400
 
 
 @dataclass(frozen=True, eq=False)
-class FullTrajectory:
+class FullTrajectory(RecordedRun):
     """Gradient flow of a head with full weights, at the steps of the integrator.
 
     It reads as a `TrainingRun` of a full head does.
@@ -53,47 +48,11 @@ class FullTrajectory:
 
     singular_values = True
 
-    @property
-    def t_rescaled(self) -> FloatArray:
-        """Rescaled time t / log(1/α), natural logarithm, of the steps; shape (n_steps + 1,)."""
-        return self.t / self.init.log_inverse_alpha
-
-    def theta_at(self, t: ArrayLike) -> FloatArray:
-        """Singular values at flow times `t`, shape (*t.shape, p), linear in their logarithm."""
-        return self._curves.at(t)
-
-    def loss_at(self, t: ArrayLike) -> FloatArray:
-        """Loss at flow times `t`, shape of `t`, interpolated linearly."""
-        times = self._curves.inside(t)
-        return np.interp(times.ravel(), self.t, self.losses).reshape(times.shape)
-
-    def crossings(self, threshold: float) -> tuple[FloatArray, IntArray, IntArray]:
-        """Flow times, indices and directions ±1 of every crossing of a singular value."""
-        return self._curves.crossings(threshold)
-
-    def plot(self, ax: "Sequence[Axes] | None" = None) -> "tuple[Axes, Axes]":
-        """Plot the loss and the singular values over rescaled time, as Figure 2."""
-        return plot_curves(
-            self.t_rescaled, self.theta, self.losses, self.product_names, "singular value", ax
-        )
-
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write it to a file, which `load` reads back exactly; customary suffix ``.npz``."""
-        arrays = {
-            "t": self.t,
-            "theta": self.theta,
-            "losses": self.losses,
-            "u0": self.init.u0,
-            "v0": self.init.v0,
-            **{f"weights.{name}": value for name, value in self.weights.items()},
-        }
-        metadata = {
-            "log10_alpha": self.init.log10_alpha,
-            "product_names": list(self.product_names),
-            "nfev": self.nfev,
-            "configuration": self.configuration,
-        }
-        write_saved(path, _KIND, arrays, metadata)
+        arrays, metadata = self._to_save()
+        metadata |= {"nfev": self.nfev, "configuration": self.configuration}
+        write_saved(path, _KIND, {"t": self.t, **arrays}, metadata)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "FullTrajectory":
@@ -106,20 +65,8 @@ class FullTrajectory:
         """
         arrays, stamp = read_saved(path, _KIND)
         metadata = stamp["metadata"]
-        return cls(
-            t=arrays["t"],
-            theta=arrays["theta"],
-            losses=arrays["losses"],
-            init=Initialization(arrays["u0"], arrays["v0"], log10_alpha=metadata["log10_alpha"]),
-            product_names=tuple(metadata["product_names"]),
-            weights={k.removeprefix("weights."): v for k, v in arrays.items() if "weights." in k},
-            nfev=metadata["nfev"],
-            configuration=metadata["configuration"],
-        )
-
-    @cached_property
-    def _curves(self) -> Curves:
-        return log_curves(self.t, self.theta)
+        fields = cls._from_saved(arrays, metadata)
+        return cls(t=arrays["t"], **fields, **metadata)
 
 
 def simulate_full(
