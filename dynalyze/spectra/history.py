@@ -1,7 +1,7 @@
 """What a tracker has seen: spectra of the changes of W_K W_Qᵀ and W_V W_Oᵀ over training."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 PRODUCTS = ("W_K W_Q", "W_V W_O")
+NOT_ARRAYS = ("layer_names", "notes", "rank_tolerance")
 _KIND = "spectra history"
 
 
@@ -132,9 +133,7 @@ class SpectraHistory:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the history to one file, completely or not at all."""
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
-        metadata = {name: values.pop(name) for name in ("layer_names", "notes", "rank_tolerance")}
-        write_saved(path, _KIND, values, metadata)
+        write_saved(path, _KIND, *self.to_parts())
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "SpectraHistory":
@@ -146,7 +145,17 @@ class SpectraHistory:
             If the file is damaged or holds something else.
         """
         arrays, stamp = read_saved(path, _KIND)
-        metadata = stamp["metadata"]
+        return cls.from_parts(arrays, stamp["metadata"])
+
+    def to_parts(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Arrays by name, and the rest as JSON can hold it: what a saved file is made of."""
+        arrays = {field.name: getattr(self, field.name) for field in fields(self)}
+        metadata = {name: arrays.pop(name) for name in NOT_ARRAYS}
+        return arrays, metadata
+
+    @classmethod
+    def from_parts(cls, arrays: Mapping[str, Any], metadata: Mapping[str, Any]) -> "SpectraHistory":
+        """Put together what `to_parts` took apart."""
         return cls(
             layer_names=tuple(metadata["layer_names"]),
             notes=tuple(metadata["notes"]),

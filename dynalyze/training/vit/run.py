@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,6 @@ from dynalyze.spectra.history import SpectraHistory
 from dynalyze.training.vit.model import VisionTransformer, ViTShape
 
 _KIND = "vision transformer run"
-_TEXT = ("layer_names", "notes", "rank_tolerance")
 
 
 @dataclass(frozen=True)
@@ -51,13 +50,13 @@ class ViTRun:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the run to one file, completely or not at all."""
-        history = {f.name: getattr(self.history, f.name) for f in fields(self.history)}
-        arrays = {f"history.{n}": v for n, v in history.items() if n not in _TEXT}
+        spectra, history = self.history.to_parts()
+        arrays = {f"history.{name}": value for name, value in spectra.items()}
         arrays |= {f"weights.{name}": value for name, value in self.weights.items()}
         for name in ("train_losses", "test_losses", "test_accuracies"):
             arrays[name] = getattr(self, name)
         metadata = {
-            "history": {name: history[name] for name in _TEXT},
+            "history": history,
             "shape": asdict(self.shape),
             **{n: getattr(self, n) for n in ("n_steps", "status", "message", "configuration")},
         }
@@ -74,18 +73,13 @@ class ViTRun:
         """
         arrays, stamp = read_saved(path, _KIND)
         metadata = stamp["metadata"]
-        text = metadata.pop("history")
+        history = metadata.pop("history")
         parts: dict[str, dict[str, Any]] = {"history": {}, "weights": {}, "": {}}
         for name, value in arrays.items():
             group, _, rest = name.rpartition(".") if "." not in name else name.partition(".")
             parts[group][rest] = value
         return cls(
-            history=SpectraHistory(
-                layer_names=tuple(text["layer_names"]),
-                notes=tuple(text["notes"]),
-                rank_tolerance=text["rank_tolerance"],
-                **parts["history"],
-            ),
+            history=SpectraHistory.from_parts(parts["history"], history),
             weights=parts["weights"],
             shape=ViTShape(**metadata.pop("shape")),
             **parts[""],

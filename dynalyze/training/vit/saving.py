@@ -8,11 +8,11 @@ from typing import Any
 
 from dynalyze._torch import torch
 from dynalyze.errors import InvalidInputError
+from dynalyze.spectra.history import NOT_ARRAYS
 from dynalyze.spectra.tracker import Tracker
 from dynalyze.training.checkpoints import load_checkpoint, save_checkpoint
 
 INITIAL = "initial.safetensors"  # weights that changes are measured from
-_TEXT = ("layer_names", "notes", "rank_tolerance")
 
 
 @dataclass(frozen=True)
@@ -53,8 +53,8 @@ def write_checkpoint(
     history = tracked["history"]
     together = dict(tensors)
     together |= {f"directions.{name}": value for name, value in tracked["directions"].items()}
-    together |= {f"history.{n}": value for n, value in history.items() if n not in _TEXT}
-    text = {name: history[name] for name in _TEXT}
+    together |= {f"history.{n}": value for n, value in history.items() if n not in NOT_ARRAYS}
+    text = {name: history[name] for name in NOT_ARRAYS}
     save_checkpoint(folder, step, together, {**state, "history": text}, keep=keep)
 
 
