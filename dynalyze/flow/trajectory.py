@@ -116,6 +116,11 @@ class Trajectory:
             Coordinates that cross.
         direction : ndarray of int, shape (n,)
             +1 where |θ_i| grows, −1 where it shrinks.
+
+        Raises
+        ------
+        InvalidInputError
+            If `threshold` is not positive and finite.
         """
         if not 0 < threshold < np.inf:
             raise InvalidInputError(

@@ -67,6 +67,16 @@ class DiagonalLinear:
 
         See `Model.bind` for the losses and the weights. The field is
         g(θ) = Xᵀ W (y − Xθ), times 2 under ``"mse"``.
+
+        Raises
+        ------
+        InvalidInputError
+            If the shapes do not fit, or values are not finite.
+
+        Warns
+        -----
+        ConstantFeatureWarning
+            If a feature has the same value in every sample.
         """
         inputs, targets = as_pair(data)
         X = as_finite_array(inputs, "X", ["n_samples", "n_features"])

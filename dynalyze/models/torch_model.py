@@ -137,6 +137,11 @@ class TorchModel:
             p names, or one to which the index is added; by default ``theta[3]``.
         device, memory_budget
             As for `TorchModel`.
+
+        Raises
+        ------
+        InvalidInputError
+            If `function` cannot be called, or `n_products` or the names do not fit.
         """
         if not callable(function):
             raise InvalidInputError(

@@ -69,7 +69,13 @@ class SpectraHistory:
         )
 
     def index(self, step: int | None = None) -> int:
-        """Position of the record made at `step`; the last one for None."""
+        """Position of the record made at `step`; the last one for None.
+
+        Raises
+        ------
+        InvalidInputError
+            If no record was made at that step.
+        """
         if step is None:
             return len(self.steps) - 1
         found = np.flatnonzero(self.steps == step)
@@ -190,7 +196,13 @@ class SpectraHistory:
         return plot_stable_rank(self, layers, product, ax=ax)
 
     def unit(self, layer: int, head: int) -> int:
-        """Position n of a head among the N heads."""
+        """Position n of a head among the N heads.
+
+        Raises
+        ------
+        InvalidInputError
+            If there is no such layer or head.
+        """
         found = np.flatnonzero((self.layer == layer) & (self.head == head))
         if not found.size:
             raise InvalidInputError(

@@ -137,6 +137,11 @@ def plot_final_spectrum(
         Draw no more than so many values.
     ax : Axes, optional
         Where to draw; new axes by default.
+
+    Raises
+    ------
+    InvalidInputError
+        If there is no such layer, or a head of it did not change.
     """
     p, heads = product_index(product), history.layer == _layer(history, layer)
     final = history.singular_values[-1, p, heads, :n_values]

@@ -85,6 +85,17 @@ def log_scale(b: FloatArray, field: FloatArray, active: BoolArray, wait: float) 
 
     Active products keep their 0 or 2: there g is 0 and only its rounding would be added.
     The result is clipped to [0, 2], which it leaves by rounding alone.
+
+    Parameters
+    ----------
+    b : ndarray, shape (p,)
+        Log-scales b^k.
+    field : ndarray, shape (p,)
+        g(θ^k).
+    active : ndarray of bool, shape (p,)
+        Support of θ^k.
+    wait : float
+        Δ_k(i_k), rescaled time.
     """
     moved = np.where(active, b, b - field * wait)
     return np.clip(moved, 0.0, 2.0)

@@ -80,6 +80,11 @@ def mean_loss(
         Inputs: integers, Rationals or expressions in parameters.
     y : sequence, shape (n_samples,) or (n_samples, n_outputs)
         Targets, likewise.
+
+    Raises
+    ------
+    InvalidInputError
+        If `X`, `y`, `inputs` and `h` do not match in length.
     """
     outputs = list(h) if isinstance(h, Sequence | sp.MatrixBase | sp.Tuple) else [h]
     total: sp.Expr = sp.S.Zero

@@ -124,7 +124,13 @@ class SymbolicStages:
         return evaluate
 
     def numeric(self) -> NumericStages:
-        """Return the stages in floating point, each entry correctly rounded; no parameters."""
+        """Return the stages in floating point, each entry correctly rounded; no parameters.
+
+        Raises
+        ------
+        InvalidInputError
+            If the stages depend on parameters.
+        """
         if self.parameters:
             raise InvalidInputError(
                 f"the stages depend on {', '.join(map(str, self.parameters))}: use lambdify() or "

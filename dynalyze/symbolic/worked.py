@@ -63,6 +63,11 @@ def orthogonal_stages(
         Coordinates by descending |r_i|; the result holds where that is their order.
     second_moment : optional
         E[y²]; by default the symbol ``Eyy``.
+
+    Raises
+    ------
+    InvalidInputError
+        If `order` is no permutation of the coordinates.
     """
     problem = diagonal_linear(sp.diag(*scales), correlation, second_moment)
     lam, r = [sp.sympify(e) for e in scales], [sp.sympify(e) for e in correlation]
@@ -107,6 +112,11 @@ def attention_head(X: Sequence[Any], y: Sequence[Any]) -> ExpectedLoss:
     ExpectedLoss
         Products ``kq0 … vo0 …``: w_K ⊙ w_Q first, then w_V ⊙ w_O, as in
         `dynalyze.models.AttentionHead`.
+
+    Raises
+    ------
+    InvalidInputError
+        If the samples are not of one shape, or `y` does not match them.
     """
     samples = [sp.Matrix(x) for x in X]
     if len({sample.shape for sample in samples}) != 1:

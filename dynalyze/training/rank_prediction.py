@@ -93,6 +93,11 @@ def predict_rank_steps(
     -------
     RankPrediction
 
+    Raises
+    ------
+    InvalidInputError
+        If `head` is not a `FullHead`.
+
     Notes
     -----
     To leading order in 1/log(1/α), for initial weights without structure: diagonal weights, say,

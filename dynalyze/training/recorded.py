@@ -43,11 +43,22 @@ class RecordedRun:
 
         Interpolation is linear in the log coordinates of `dynalyze.flow.coordinates`, in which
         products move at a constant rate on a plateau (log σ for singular values).
+
+        Raises
+        ------
+        InvalidInputError
+            If a time lies outside the run.
         """
         return self._curves.at(t)
 
     def loss_at(self, t: ArrayLike) -> FloatArray:
-        """Loss at flow times `t`, shape of `t`: the recorded losses, interpolated linearly."""
+        """Loss at flow times `t`, shape of `t`: the recorded losses, interpolated linearly.
+
+        Raises
+        ------
+        InvalidInputError
+            If a time lies outside the run.
+        """
         times = self._curves.inside(t)
         return np.interp(times.ravel(), self.t, self.losses).reshape(times.shape)
 
@@ -67,6 +78,11 @@ class RecordedRun:
             Which of the recorded quantities cross.
         direction : ndarray of int, shape (n,)
             +1 where |θ_i| grows, −1 where it shrinks.
+
+        Raises
+        ------
+        InvalidInputError
+            If `threshold` is not positive and finite.
         """
         return self._curves.crossings(threshold)
 

@@ -162,6 +162,11 @@ def train_many(
     -------
     tuple of TrainingRun
         In the order of `inits`.
+
+    Raises
+    ------
+    InvalidInputError
+        If there is no run, `rngs` is of another length, or for the reasons of `train`.
     """
     starts = list(inits)
     if not starts:

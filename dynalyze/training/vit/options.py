@@ -88,7 +88,13 @@ class ViTOptions:
         return torch.autocast(device.type, dtype=_AUTOCAST[self.precision])
 
     def make_scaler(self, device: torch.device) -> torch.amp.GradScaler:
-        """Scaler of the loss; it does nothing but for float16."""
+        """Scaler of the loss; it does nothing but for float16.
+
+        Raises
+        ------
+        InvalidInputError
+            If float16 is asked for without a GPU.
+        """
         if self.precision == "float16" and device.type != "cuda":
             raise InvalidInputError(
                 "precision='float16' needs a GPU: choose 'bfloat16' or 'float32' on the CPU."
