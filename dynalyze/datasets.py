@@ -112,8 +112,12 @@ def load_npz(path: str | os.PathLike[str]) -> Dataset:
         raise InvalidInputError(f"{path}: no such file; give an .npz file with arrays X and y")
     try:
         # np.load leaves a file open that it opened itself and cannot read.
-        with Path(path).open("rb") as file, np.load(file, allow_pickle=False) as archive:
-            arrays = {name: archive[name] for name in archive.files}
+        with Path(path).open("rb") as file:
+            if not zipfile.is_zipfile(file):  # NumPy would take it for a pickle, and say so
+                raise zipfile.BadZipFile("it is another kind of file, or damaged")
+            file.seek(0)
+            with np.load(file, allow_pickle=False) as archive:
+                arrays = {name: archive[name] for name in archive.files}
     except (ValueError, OSError, EOFError, AttributeError, zipfile.BadZipFile) as error:
         raise InvalidInputError(
             f"{path} cannot be read as an npz archive of plain arrays ({error}): write it with "

@@ -224,6 +224,11 @@ def _plateau_distances(
 
 
 def _check_comparable(prediction: StagePrediction, run: Run) -> None:
+    if not isinstance(prediction, StagePrediction):
+        raise InvalidInputError(
+            f"prediction is a {type(prediction).__name__}: give a StagePrediction first, then the "
+            "trajectory or training run"
+        )
     if getattr(run, "singular_values", False):
         raise InvalidInputError(
             "the training run records singular values of full weights, and the prediction is for "

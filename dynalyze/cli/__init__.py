@@ -9,10 +9,10 @@ import argparse
 import sys
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeGuard
 
 from dynalyze import __version__
-from dynalyze.cli import compare, predict, simulate, track, train
+from dynalyze.cli import _arguments, compare, predict, simulate, track, train
 from dynalyze.errors import DynalyzeError, DynalyzeWarning
 
 COMMANDS = (predict, simulate, compare, train, track)
@@ -22,7 +22,7 @@ exit codes:
   0    finished
   2    bad input; one line on standard error says which, and the remedy
   3    ended before the last stage: a tie, no limit point or a budget; what was found is printed
-  130  interrupted
+  130  interrupted; predict and simulate print and save what was found
 """
 
 
@@ -48,14 +48,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         with warnings.catch_warnings():
             warnings.showwarning = _one_line_warnings(arguments.command, warnings.showwarning)
+            _arguments.check_output(arguments)
             return int(arguments.run(arguments))
     except (DynalyzeError, OSError) as error:
-        message = " ".join(str(error).split())
+        text = f"{error.filename}: no such file" if _is_missing_file(error) else str(error)
+        message = " ".join(text.split())
         print(f"dynalyze {arguments.command}: error: {message}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(f"dynalyze {arguments.command}: interrupted", file=sys.stderr)
         return 130
+
+
+def _is_missing_file(error: Exception) -> TypeGuard[FileNotFoundError]:
+    return isinstance(error, FileNotFoundError) and error.filename is not None
 
 
 def _one_line_warnings(command: str, otherwise: Callable[..., None]) -> Callable[..., None]:

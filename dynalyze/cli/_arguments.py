@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from dynalyze.errors import InvalidInputError
@@ -102,6 +103,14 @@ def add_output(parser: argparse.ArgumentParser, what: str) -> None:
     group.add_argument("--out", metavar="FILE.npz", help=f"save the {what}, to be loaded again")
     group.add_argument("--plot", metavar="FILE", help="write a figure (.png, .pdf, .svg)")
     group.add_argument("--quiet", action="store_true", help="no progress bar")
+
+
+def check_output(arguments: argparse.Namespace) -> None:
+    """Refuse folders that do not exist before the work begins, not after it."""
+    for option in ("out", "plot"):
+        path = getattr(arguments, option, None)
+        if path and not Path(path).absolute().parent.is_dir():
+            raise InvalidInputError(f"--{option} {path}: there is no such folder; create it first")
 
 
 def show_progress(arguments: argparse.Namespace) -> bool:

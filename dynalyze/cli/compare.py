@@ -99,6 +99,8 @@ def _compute(arguments: argparse.Namespace) -> tuple[StagePrediction, Run, bool]
         prediction = predict_stages(
             objective, init=init, progress=_arguments.show_progress(arguments)
         )
+    if prediction.status is Status.INTERRUPTED:
+        raise KeyboardInterrupt
     until, until_rescaled = arguments.until, arguments.until_rescaled
     if until is None and until_rescaled is None and prediction.n_stages:
         until_rescaled = _BEYOND_LAST * float(prediction.times[-1])

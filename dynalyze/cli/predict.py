@@ -57,6 +57,8 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.plot:
         _arguments.use_headless_backend()
         _arguments.write_figure(prediction.plot(), arguments.plot)
+    if prediction.status is Status.INTERRUPTED:
+        raise KeyboardInterrupt
     return 0 if prediction.status is Status.CONVERGED else 3
 
 

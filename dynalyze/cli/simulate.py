@@ -56,6 +56,8 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.plot:
         _arguments.use_headless_backend()
         _arguments.write_figure(trajectory.plot(), arguments.plot)
+    if trajectory.status == "interrupted":
+        raise KeyboardInterrupt
     return 0 if trajectory.success else 3
 
 
@@ -76,7 +78,8 @@ def _table(trajectory: Trajectory, threshold: float) -> str:
         ]
         for row, (t, i, direction) in enumerate(zip(times, coordinates, directions, strict=True))
     ]
-    first, last = trajectory.losses[0], trajectory.losses[-1]
+    # Not `losses`, which has one for every step: that can take longer than the run.
+    first, last = trajectory.loss_at(trajectory.t[[0, -1]])
     header = ["t", "t / log(1/α)", "product", f"through {threshold:g}", "value at the end"]
     return "\n".join(
         [

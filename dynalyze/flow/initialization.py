@@ -220,3 +220,12 @@ def _weights(name: str, values: Any) -> FloatArray:
         )
     array.flags.writeable = False
     return array
+
+
+def check_initialization(init: object, n_products: int) -> None:
+    """Refuse what is no `Initialization`, such as the number α alone."""
+    if not isinstance(init, Initialization):
+        raise InvalidInputError(
+            f"init={init!r} must be an Initialization: give "
+            f"Initialization.gaussian({n_products}, log10_alpha=-8, rng=0), or your own weights"
+        )

@@ -9,7 +9,7 @@ from tqdm.auto import tqdm
 from dynalyze._typing import ArrayLike, Data
 from dynalyze.errors import InvalidInputError
 from dynalyze.flow.driver import METHODS, FlowState, Run
-from dynalyze.flow.initialization import Initialization
+from dynalyze.flow.initialization import Initialization, check_initialization
 from dynalyze.flow.trajectory import Trajectory
 from dynalyze.models.binding import bind
 from dynalyze.models.losses import Loss, loss_name
@@ -131,6 +131,7 @@ def _initialization(
             "init=None: give the initial weights, such as "
             f"Initialization.gaussian({objective.n_products}, log10_alpha=-8, rng=0), or start="
         )
+    check_initialization(init, objective.n_products)
     if init.n_products != objective.n_products:
         raise InvalidInputError(
             f"the initialization has {init.n_products} products and the model has "

@@ -22,6 +22,10 @@ def bind(
     InvalidInputError
         If `model` is neither, or data are missing or superfluous.
     """
+    if isinstance(model, type):
+        raise InvalidInputError(
+            f"model={model.__name__} is a class: give an instance, such as {model.__name__}(4)"
+        )
     if isinstance(model, Model):
         if data is None:
             raise InvalidInputError(
@@ -37,6 +41,11 @@ def bind(
             )
         return model
     raise InvalidInputError(
-        f"model={model!r} is neither a Model (with bind) nor an Objective (with value, field and "
-        "hessian_columns): use one of dynalyze.models, or see dynalyze.models.protocol"
+        f"model={_shown(model)} is neither a Model (with bind) nor an Objective (with value, field "
+        "and hessian_columns): use one of dynalyze.models, or see dynalyze.models.protocol"
     )
+
+
+def _shown(model: object) -> str:
+    """The value in short: arrays given by mistake would fill the screen."""
+    return repr(model) if isinstance(model, str | int | float) else f"<{type(model).__name__}>"

@@ -28,7 +28,8 @@ def as_pair(data: Data) -> tuple[ArrayLike, ArrayLike]:
     received = type(data).__name__
     if isinstance(data, tuple | list):
         received += f" of length {len(data)}"
-    raise InvalidInputError(f"data must be a pair of arrays (X, y), received a {received}")
+    remedy = ": give (data.X, data.y)" if hasattr(data, "X") and hasattr(data, "y") else ""
+    raise InvalidInputError(f"data must be a pair of arrays (X, y), received {received}{remedy}")
 
 
 def as_finite_array(values: ArrayLike, name: str, axes: Sequence[str]) -> FloatArray:
@@ -61,13 +62,20 @@ def as_finite_array(values: ArrayLike, name: str, axes: Sequence[str]) -> FloatA
         raise InvalidInputError(
             f"{name} is not a rectangular array: expected shape {expected}"
         ) from error
+    except (TypeError, RuntimeError) as error:  # tensors: on a GPU, bfloat16, with a gradient
+        raise InvalidInputError(
+            f"{name}, a {type(values).__name__}, is not convertible to a NumPy array: {error}"
+        ) from error
     if array.dtype.kind not in "fiub":
         raise InvalidInputError(
             f"{name} has dtype {array.dtype}: convert it to real numbers (float64)"
         )
     if array.ndim != len(axes):
+        column = array.ndim == len(axes) + 1 and array.shape[-1] == 1
         raise InvalidInputError(
-            f"{name} has shape {array.shape}: expected {len(axes)} axes, {expected}"
+            f"{name} has shape {array.shape}: expected {len(axes)} "
+            f"{'axis' if len(axes) == 1 else 'axes'}, {expected}"
+            f"{f'; {name}[..., 0] has that shape' if column else ''}"
         )
     for axis, length in zip(axes, array.shape, strict=True):
         if length == 0:

@@ -22,6 +22,7 @@ class Status(StrEnum):
     TIE = "tie"
     NO_LIMIT = "no limit point"
     BUDGET = "budget reached"
+    INTERRUPTED = "interrupted"
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,10 @@ class Transitions:
             )
         return self._known[path]
 
+    def knows(self, path: tuple[tuple[int, int], ...]) -> bool:
+        """Whether the transition at the end of `path` has been found, and costs nothing."""
+        return path in self._known
+
 
 def recurse(
     origin: StationaryPoint,
@@ -102,7 +107,8 @@ def recurse(
             return _converged(point, active, zero, k)
         if k == limits.max_stages:
             return Ending(Status.BUDGET, f"stopped after max_stages={k}; raise it for more stages")
-        if time.monotonic() > limits.deadline:
+        path = (*path, (winner.coordinate, winner.sign))
+        if time.monotonic() > limits.deadline and not transitions.knows(path):
             return Ending(Status.BUDGET, f"max_seconds passed after {k} stages; raise it for more")
         gap = winner.runner_up_wait - winner.wait
         if gap <= limits.tie_tolerance * abs(winner.wait):
@@ -112,7 +118,6 @@ def recurse(
                 f"activate within {gap:.1e} of one another after {winner.wait:.6g}, so which "
                 "comes first is not determined (Assumption 4.2); are two features duplicates?",
             )
-        path = (*path, (winner.coordinate, winner.sign))
         transition = transitions(path, point)
         if isinstance(transition, NoLimit):
             return Ending(
@@ -133,6 +138,8 @@ def _converged(point: StationaryPoint, active: BoolArray, zero: float, n_stages:
             f"θ = 0 is stationary (largest |g| {rest:.1e}): nothing is ever learned; are all "
             "targets zero, or uncorrelated with the inputs?"
         )
+    elif active.all():
+        message = "all products are active"
     else:
         message = (
             f"every field off the support is at most {rest:.1e}, which counts as 0 "

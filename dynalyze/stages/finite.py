@@ -100,6 +100,11 @@ class FiniteScaleStages:
             raise InvalidInputError(
                 f"unit={unit!r} is not known: choose one of {', '.join(map(repr, UNITS))}"
             )
+        if learning_rate is not None and unit != "steps":
+            raise InvalidInputError(
+                f"learning_rate={learning_rate!r} was given for unit={unit!r}: use unit='steps' to "
+                "count steps of that size, or leave it out"
+            )
         if unit == "flow":
             return 1.0
         if unit == "rescaled":

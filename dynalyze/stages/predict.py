@@ -12,7 +12,7 @@ from tqdm.auto import tqdm
 from dynalyze._typing import ArrayLike, Data, FloatArray
 from dynalyze.errors import InvalidInputError, StagesOverlapWarning
 from dynalyze.flow.coordinates import BalancedCoordinates
-from dynalyze.flow.initialization import Initialization
+from dynalyze.flow.initialization import Initialization, check_initialization
 from dynalyze.flow.stepper import Stepper
 from dynalyze.flow.surrogate import SurrogateStepper
 from dynalyze.models.binding import bind
@@ -20,7 +20,7 @@ from dynalyze.models.counted import CountedObjective
 from dynalyze.models.data import as_positive_int
 from dynalyze.models.losses import Loss, loss_name
 from dynalyze.models.protocol import Model, Objective
-from dynalyze.stages.algorithm import Ending, Limits, Stage, Transitions, recurse
+from dynalyze.stages.algorithm import Ending, Limits, Stage, Status, Transitions, recurse
 from dynalyze.stages.clocks import FiniteScaleClock, LeadingOrderClock
 from dynalyze.stages.finite import FiniteScaleStages
 from dynalyze.stages.prediction import StagePrediction, Stats
@@ -85,7 +85,8 @@ def predict_stages(
     Returns
     -------
     StagePrediction
-        Its `status` says how the recursion ended; all stages before that are in it.
+        Its `status` says how the recursion ended, Ctrl-C included; all stages before that are
+        in it.
 
     Raises
     ------
@@ -100,11 +101,13 @@ def predict_stages(
     started = time.monotonic()
     _check_options(max_stages, max_seconds, field_tolerance, tie_tolerance)
     objective = CountedObjective(bind(model, data, loss=loss, sample_weight=sample_weight))
-    if init is not None and len(init.u0) != objective.n_products:
-        raise InvalidInputError(
-            f"init has {len(init.u0)} products and the model {objective.n_products}: "
-            "they must be the same"
-        )
+    if init is not None:
+        check_initialization(init, objective.n_products)
+        if init.n_products != objective.n_products:
+            raise InvalidInputError(
+                f"init has {init.n_products} products and the model {objective.n_products}: "
+                "they must be the same"
+            )
     limits = Limits(field_tolerance, tie_tolerance, max_stages, started + max_seconds)
     names = objective.product_names
     origin = at_origin(objective)
@@ -116,17 +119,27 @@ def predict_stages(
     with tqdm(desc="stages", unit=" stages", total=max_stages, disable=not progress) as bar:
 
         def record(stage: Stage) -> None:
-            stages.append(stage)
             log_scales.append(clock.b)
+            stages.append(stage)
             bar.update()
             bar.set_postfix(loss=f"{stage.transition.end.value:.3g}", refresh=False)
             if callback is not None:
                 callback(stage)
 
-        ending = recurse(origin, clock, transitions, limits, names, record)
+        try:
+            ending = recurse(origin, clock, transitions, limits, names, record)
+        except KeyboardInterrupt:
+            ending = Ending(Status.INTERRUPTED, "interrupted; the stages before that are kept")
+            limits = replace(limits, deadline=started)  # jump times of what is known, no more
     finite = None
     if init is not None:
-        finite = _at_finite_scale(origin, init, stages, transitions, limits, names)
+        finite, interrupted = _at_finite_scale(origin, init, stages, transitions, limits, names)
+        if interrupted:
+            ending = Ending(
+                Status.INTERRUPTED,
+                f"interrupted at the jump times, of which {len(finite.coordinates)} are known; "
+                f"the limit α → 0 before: {ending.status}, {ending.message}",
+            )
     stats = Stats(
         nfev=objective.nfev,
         nhev=objective.nhev,
@@ -141,8 +154,9 @@ def predict_stages(
         "field_tolerance": field_tolerance,
         "tie_tolerance": tie_tolerance,
     }
+    log_scales = log_scales[: len(stages) + 1]  # an interrupt may fall between the two
     prediction = _collect(origin, stages, log_scales, names, ending, stats, finite, configuration)
-    if init is not None:
+    if init is not None and ending.status is not Status.INTERRUPTED:
         _warn_of_overlap(prediction, init.log10_alpha)
     return prediction
 
@@ -154,18 +168,26 @@ def _at_finite_scale(
     transitions: Transitions,
     limits: Limits,
     names: tuple[str, ...],
-) -> FiniteScaleStages:
-    """Run the recursion again on the clock of `init`; it shares the transitions found."""
+) -> tuple[FiniteScaleStages, bool]:
+    """Run the recursion again on the clock of `init`; it shares the transitions found.
+
+    Also returns whether it was interrupted: what was found before is kept.
+    """
     if not leading:
-        return FiniteScaleStages.from_stages([], [], init.log10_alpha)
+        return FiniteScaleStages.from_stages([], [], init.log10_alpha), False
     largest = max(float(np.abs(s.transition.end.theta).max()) for s in leading)
     # Where no transition ends before the next begins, products come and go without end.
     most = _MOST_FINITE * len(leading)
     limits = replace(limits, max_stages=min(most, limits.max_stages or most))
     stages: list[Stage] = []
     clock = FiniteScaleClock(init, ONSET * largest)
-    recurse(origin, clock, transitions, limits, names, stages.append)
-    return FiniteScaleStages.from_stages(stages, clock.overlaps, init.log10_alpha)
+    interrupted = False
+    try:
+        recurse(origin, clock, transitions, limits, names, stages.append)
+    except KeyboardInterrupt:
+        interrupted = True
+    overlaps = clock.overlaps[: len(stages)]
+    return FiniteScaleStages.from_stages(stages, overlaps, init.log10_alpha), interrupted
 
 
 def _warn_of_overlap(prediction: StagePrediction, log10_alpha: float) -> None:

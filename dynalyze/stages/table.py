@@ -36,10 +36,15 @@ def summary(prediction: StagePrediction) -> str:
         for row, jump in zip(rows[1:], prediction.jump_times(), strict=True):
             row.append("—" if np.isnan(jump) else f"{jump:.6g}")
     stats = prediction.stats
+    legend = (
+        "T is rescaled time, flow time / log(1/α); value and loss are those of the plateau after "
+        "the activation."
+    )
+    if prediction.finite is not None:
+        legend += "\nt is the flow time at which |θ| of the product passes 0.05."
     return "\n".join(
         [
-            "T is rescaled time, flow time / log(1/α); value and loss are those of the plateau "
-            "after the activation.",
+            legend,
             "",
             *aligned(header, rows, left={2, 6}),
             "",

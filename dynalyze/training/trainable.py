@@ -10,7 +10,7 @@ import numpy as np
 from dynalyze._torch import torch
 from dynalyze._typing import Data
 from dynalyze.errors import InvalidInputError
-from dynalyze.flow.initialization import Initialization
+from dynalyze.flow.initialization import Initialization, check_initialization
 from dynalyze.models.attention_head import AttentionHead
 from dynalyze.models.torch_loss import SampleLoss
 from dynalyze.models.torch_model import TorchModel
@@ -61,6 +61,7 @@ class Trainable:
             If the number of weights does not fit, or α leaves the range of float64.
         """
         n_weights = sum(shape.numel() for shape in self.shapes)
+        check_initialization(init, n_weights)
         if init.n_products != n_weights:
             raise InvalidInputError(
                 f"init has {init.n_products} entries in u0 and in v0, and the model {n_weights}: "

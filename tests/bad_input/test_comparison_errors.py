@@ -28,6 +28,11 @@ def test_different_scales(run):
         compare(prediction, run)
 
 
+def test_arguments_in_the_wrong_order(run, prediction):
+    with pytest.raises(InvalidInputError, match="prediction is a Trajectory: give a StagePredicti"):
+        compare(run, prediction)
+
+
 def test_different_products(run):
     prediction = predict_stages(Quadratic([1.0, -2.0, 0.5]))
     with pytest.raises(InvalidInputError, match="has 3 products and the trajectory 2: compare"):

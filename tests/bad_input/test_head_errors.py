@@ -34,7 +34,7 @@ def test_threads_that_are_not_a_positive_integer(threads):
     [(np.zeros((4, 3, 2)), "ndarray"), ((np.zeros((4, 3, 2)),), "tuple of length 1"), (5, "int")],
 )
 def test_data_that_are_not_a_pair(data, received):
-    with raises(f"data must be a pair of arrays (X, y), received a {received}"):
+    with raises(f"data must be a pair of arrays (X, y), received {received}"):
         AttentionHead(2).bind(data)
 
 
@@ -115,7 +115,7 @@ def test_targets_of_another_shape():
         ([1, 0, -2, -1], "sample_weight[2] is -2.0: weights must not be negative"),
         (np.zeros(4), "sample_weight is 0 for every sample: at least one weight must be positive"),
         ([1, np.nan, 1, 1], "sample_weight[1] is nan, the first of 1 entries"),
-        (3.0, "sample_weight has shape (): expected 1 axes, (n_samples,)"),
+        (3.0, "sample_weight has shape (): expected 1 axis, (n_samples,)"),
     ],
 )
 def test_unusable_sample_weights(weight, text):

@@ -1,11 +1,15 @@
 """What a user may get wrong with `predict_stages`: a clear error each, or a result that says so."""
 
+import time
+
 import numpy as np
 import pytest
 
 from dynalyze import Initialization, predict_stages
+from dynalyze.datasets import Dataset
 from dynalyze.errors import ConstantFeatureWarning, InvalidInputError, StagesOverlapWarning
 from dynalyze.models import AttentionHead, DiagonalLinear
+from dynalyze.models.counted import CountedObjective
 
 RNG = np.random.default_rng(0)
 X, Y = RNG.standard_normal((20, 3)), RNG.standard_normal(20)
@@ -25,7 +29,7 @@ def _with(array, index, value):
         ((X, _with(Y, 7, np.inf)), r"y\[7\] is inf"),
         ((X, Y[:-1]), "X has 20 samples and y has 19: give one target per sample"),
         ((X[:, :2], Y), r"X has 2 columns for n_features=3: use DiagonalLinear\(2\)"),
-        ((X, Y[:, None]), r"y has shape \(20, 1\): expected 1 axes"),
+        ((X, Y[:, None]), r"y has shape \(20, 1\): expected 1 axis"),
         ((X[:0], Y[:0]), "X is empty"),
         ((X.astype(str), Y), "X has dtype <U.*convert it to real numbers"),
         (X, "data must be a pair of arrays"),
@@ -66,6 +70,7 @@ def test_head_data(data, message):
             {"init": Initialization([1.0], [0.5], log10_alpha=-8)},
             "init has 1 products and the model 3",
         ),
+        ({"init": 1e-8}, "init=1e-08 must be an Initialization: give Initialization.gaussian"),
     ],
 )
 def test_options(options, message):
@@ -87,6 +92,45 @@ def test_feature_names_of_another_number():
 def test_something_that_is_no_model():
     with pytest.raises(InvalidInputError, match=r"is neither a Model .* nor an Objective"):
         predict_stages(object(), (X, Y))
+
+
+def test_arguments_in_the_wrong_order_do_not_fill_the_screen():
+    with pytest.raises(InvalidInputError, match=r"model=<tuple> is neither a Model") as caught:
+        predict_stages((X, Y), DiagonalLinear(3))
+    assert len(str(caught.value)) < 250
+
+
+def test_a_class_in_place_of_a_model():
+    with pytest.raises(InvalidInputError, match="DiagonalLinear is a class: give an instance"):
+        predict_stages(DiagonalLinear, (X, Y))
+
+
+def test_a_data_set_in_place_of_its_arrays():
+    data = Dataset(X, Y)
+    with pytest.raises(InvalidInputError, match=r"received Dataset .*: give \(data.X, data.y\)"):
+        predict_stages(DiagonalLinear(3), data)
+
+
+def test_targets_in_a_column():
+    with pytest.raises(InvalidInputError, match=r"expected 1 axis, .*y\[..., 0\] has that shape"):
+        predict_stages(DiagonalLinear(3), (X, Y[:, None]))
+
+
+def test_tensors():
+    torch = pytest.importorskip("torch")
+    prediction = predict_stages(DiagonalLinear(3), (torch.tensor(X), torch.tensor(Y)))
+    np.testing.assert_array_equal(prediction.theta, predict_stages(DiagonalLinear(3), (X, Y)).theta)
+    with pytest.raises(InvalidInputError, match=r"X, a Tensor, is not convertible .*detach"):
+        predict_stages(DiagonalLinear(3), (torch.tensor(X, requires_grad=True), Y))
+    with pytest.raises(InvalidInputError, match=r"X, a Tensor, is not convertible .*BFloat16"):
+        predict_stages(DiagonalLinear(3), (torch.tensor(X, dtype=torch.bfloat16), Y))
+
+
+def test_learning_rate_without_steps():
+    init = Initialization.gaussian(3, log10_alpha=-300, rng=0)
+    prediction = predict_stages(DiagonalLinear(3), (X, Y), init=init)
+    with pytest.raises(InvalidInputError, match=r"learning_rate=0.1 .*use unit='steps'"):
+        prediction.jump_times(learning_rate=0.1)
 
 
 def test_objective_with_data_given_twice():
@@ -198,3 +242,50 @@ def test_jump_times_need_an_initialization_and_known_units():
         prediction.jump_times(unit="steps")
     with pytest.raises(InvalidInputError, match="threshold=0 must be positive"):
         prediction.jump_times(0)
+
+
+class Interrupted(CountedObjective):
+    """An objective of which one evaluation of the field raises what Ctrl-C does."""
+
+    def __init__(self, at_call):
+        super().__init__(DiagonalLinear(3).bind((X, Y)))
+        self.at_call = at_call
+
+    def value_and_field(self, theta):
+        if self.nfev == self.at_call:
+            raise KeyboardInterrupt
+        return super().value_and_field(theta)
+
+
+INIT = Initialization.gaussian(3, log10_alpha=-300, rng=0)
+
+
+def test_interrupted_predictions_keep_the_stages_found_and_their_jump_times():
+    whole = predict_stages(DiagonalLinear(3), (X, Y), init=INIT)
+    kept = set()
+    for at_call in range(2, whole.stats.nfev, 3):
+        prediction = predict_stages(Interrupted(at_call), init=INIT)
+        if prediction.status == "converged":  # the call is never reached
+            continue
+        assert prediction.status == "interrupted"
+        assert "interrupted" in prediction.message
+        k = prediction.n_stages
+        kept.add(k)
+        np.testing.assert_array_equal(prediction.times, whole.times[:k])
+        np.testing.assert_array_equal(prediction.theta, whole.theta[: k + 1])
+        np.testing.assert_array_equal(prediction.b, whole.b[: k + 1])
+        # The visible size, at which products compete, is that of the stages known.
+        np.testing.assert_allclose(prediction.jump_times(), whole.jump_times()[:k], rtol=1e-12)
+    assert kept >= {0, 1, 2}
+
+
+def test_jump_times_of_the_stages_found_survive_the_end_of_the_time():
+    whole = predict_stages(DiagonalLinear(3), (X, Y), init=INIT)
+    prediction = predict_stages(
+        DiagonalLinear(3), (X, Y), init=INIT, max_seconds=0.2, callback=lambda _: time.sleep(0.25)
+    )
+    assert prediction.status == "budget reached"
+    assert 0 < prediction.n_stages < whole.n_stages
+    expected = whole.jump_times()[: prediction.n_stages]
+    np.testing.assert_allclose(prediction.jump_times(), expected, rtol=1e-12)
+    assert prediction.separated.all()

@@ -230,3 +230,8 @@ def test_threshold_and_times_are_checked():
             trajectory.crossings(threshold)
     with pytest.raises(InvalidInputError, match=r"t=6.0 is outside the flow times 0.0 … 5.0"):
         trajectory.theta_at([1.0, 6.0])
+
+
+def test_a_number_in_place_of_an_initialization():
+    with pytest.raises(InvalidInputError, match=r"init=1e-08 must be an Initialization: give"):
+        simulate(OBJECTIVE, init=1e-8)

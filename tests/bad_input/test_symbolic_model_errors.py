@@ -81,7 +81,7 @@ ONES = np.ones((3, 1))
         ((ONES, np.array([0, np.nan, 0])), r"y\[1\] is nan, .* not finite: remove or impute them"),
         ((ONES * np.inf, np.ones(3)), r"X\[0, 0\] is inf, .* not finite: remove or impute them"),
         ((np.ones((0, 1)), np.ones(0)), r"X is empty, with shape \(0, 1\)"),
-        (7, r"data must be a pair of arrays \(X, y\), received a int"),
+        (7, r"data must be a pair of arrays \(X, y\), received int"),
         ((ONES, ["a", "b", "c"]), r"y has dtype <U1: convert it to real numbers"),
     ],
 )

@@ -40,6 +40,10 @@ def start(log10_alpha=-2.0, n=2 * D, seed=1):
         ({"optimizer": "sgd", "batch_size": 0}, "batch_size=0: must be a positive integer"),
         ({"optimizer_options": {"betas": 1}}, r"torch.optim.SGD does not take them"),
         ({"checkpoint_every": 0}, "checkpoint_every=0"),
+        (
+            {"init": 1e-4},
+            r"init=0.0001 must be an Initialization: give .*gaussian\(6,",
+        ),
         ({"init": start(n=4)}, "init has 4 entries in u0 and in v0, and the model 6"),
         ({"init": start(-200)}, r"log10_alpha=-200 is below -150, .* use dynalyze.simulate"),
         ({"loss": "l1"}, "loss='l1' is not known"),

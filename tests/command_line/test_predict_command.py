@@ -11,6 +11,7 @@ import pytest
 from dynalyze import StagePrediction, predict_stages
 from dynalyze.cli import main
 from dynalyze.models import DiagonalLinear
+from dynalyze.stages import algorithm
 
 
 @pytest.fixture
@@ -72,7 +73,7 @@ def _npz(**arrays):
     ("write", "options", "message"),
     [
         (None, [], "no such file"),
-        (lambda path: path.write_text("X,y"), [], "cannot be read as an npz archive"),
+        (lambda path: path.write_text("X,y"), [], "(it is another kind of file, or damaged)"),
         (lambda path: path.write_bytes(b"PK\x03\x04"), [], "cannot be read as an npz archive"),
         (_npz(X=np.ones((3, 2))), [], "no array y: write it with numpy.savez"),
         (_npz(X=np.ones(3), y=np.ones(3)), [], "X of shape (3,): give (n_samples, n_features)"),
@@ -135,3 +136,32 @@ def test_importing_the_package_loads_nothing_heavy():
     code = f"import sys, dynalyze; print([m for m in {heavy} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_interrupted_exits_with_130_and_prints_and_saves_what_was_found(
+    data_file, tmp_path, monkeypatch, capsys
+):
+    path, *_ = data_file
+    saved = tmp_path / "kept.npz"
+    limit_point, calls = algorithm.limit_point, []
+
+    def until_the_second(*arguments, **options):
+        calls.append(arguments)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return limit_point(*arguments, **options)
+
+    monkeypatch.setattr(algorithm, "limit_point", until_the_second)
+    assert main(["predict", "--data", str(path), "--out", str(saved)]) == 130
+    captured = capsys.readouterr()
+    assert "status: interrupted (interrupted; the stages before" in captured.out
+    assert captured.err == "dynalyze predict: interrupted\n"
+    assert StagePrediction.load(saved).n_stages == 1
+
+
+@pytest.mark.parametrize("option", ["--out", "--plot"])
+def test_missing_folders_are_refused_before_the_work(data_file, monkeypatch, capsys, option):
+    path, *_ = data_file
+    monkeypatch.setattr(algorithm, "limit_point", None)
+    assert main(["predict", "--data", str(path), option, "missing/file.npz"]) == 2
+    assert f"{option} missing/file.npz: there is no such folder" in capsys.readouterr().err

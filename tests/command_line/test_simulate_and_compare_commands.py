@@ -7,6 +7,7 @@ import pytest
 
 from dynalyze import Initialization, StagePrediction, Trajectory, compare, predict_stages, simulate
 from dynalyze.cli import main
+from dynalyze.flow.surrogate import SurrogateStepper
 from dynalyze.models import AttentionHead, DiagonalLinear
 
 ALPHA = ["--log10-alpha", "-60", "--seed", "4"]
@@ -100,7 +101,7 @@ def test_compare_with_a_saved_training_run(data, capsys):
         (["compare"], "give either two files"),
         (["compare", "a.npz", "--data", "data.npz"], "give either two files"),
         (["compare", "a.npz"], "1 files were given: give two"),
-        (["compare", "a.npz", "b.npz"], "a.npz"),
+        (["compare", "a.npz", "b.npz"], "error: a.npz: no such file"),
         (["compare", "data.npz", "data.npz"], "cannot be read as a saved stage prediction"),
         (["compare", "--data", "data.npz"], "--log10-alpha is missing"),
     ],
@@ -138,3 +139,19 @@ def test_help_names_every_option(capsys, command, options):
     text = capsys.readouterr().out
     for option in options:
         assert option in text
+
+
+def test_an_interrupted_simulation_is_printed_and_exits_with_130(data, monkeypatch, capsys):
+    step, n_steps = SurrogateStepper.step, []
+
+    def until_the_tenth(stepper):
+        n_steps.append(1)
+        if len(n_steps) == 10:
+            raise KeyboardInterrupt
+        return step(stepper)
+
+    monkeypatch.setattr(SurrogateStepper, "step", until_the_tenth)
+    assert main(["simulate", "--data", "data.npz", *ALPHA, "--method", "surrogate"]) == 130
+    captured = capsys.readouterr()
+    assert "status: interrupted" in captured.out
+    assert captured.err == "dynalyze simulate: interrupted\n"
