@@ -17,25 +17,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-from scipy.integrate import solve_ivp
 
 from dynalyze._torch import torch
-from dynalyze._typing import BoolArray, Data, FloatArray, IntArray
+from dynalyze._typing import Data, FloatArray, IntArray
 from dynalyze.errors import InvalidInputError
 from dynalyze.models.torch_loss import SampleLoss
 from dynalyze.models.torch_model import TorchModel
-from dynalyze.models.torch_objective import Function, TorchObjective
+from dynalyze.models.torch_objective import Function
 from dynalyze.training.heads import FullHead
+from dynalyze.training.rank_limits import end_of_flow
 
 PRODUCTS = ("W_K W_Q", "W_V W_O")
 
 _ONSET = 1e-5  # of the scale of a product, with which a new column starts
-_FLOWED = (1e-3, 1e-5, 1e-7)  # of σ_1(G): growth rates left when Newton's method is tried
-_STATIONARY = 1e-9  # of max|G(0)|: gradients left at a stationary point
-_MOST_NEWTON = 20
-_MOVED = 0.05  # most that Newton's method may move a product, relative to it
 _VANISHED = 1e-4  # singular value, relative to the largest, that counts as a lost rank
-_LONGEST = 1e4  # in units of 1/σ_1(G): flow time after which no limit is expected any more
 
 
 @dataclass(frozen=True, eq=False)
@@ -231,7 +226,7 @@ class _Recursion:
                 for f in pair
             ]
         )
-        end = _limit(objective, start, new, rate=float(spectrum[1][0]), scale=scale)
+        end = end_of_flow(objective, start, new, rate=float(spectrum[1][0]), scale=scale)
         if end is None:
             return "no limit point", "the flow after the step comes to no stationary point"
         parts = np.split(end, np.cumsum([rows * columns for rows, columns in shapes])[:-1])
@@ -243,60 +238,6 @@ class _Recursion:
             if rank and values[rank - 1] < _VANISHED * values[0]:
                 return "rank lost", f"{name} loses a rank in the step, and the theory ends there"
         return None
-
-
-def _limit(
-    objective: TorchObjective, start: FloatArray, new: BoolArray, *, rate: float, scale: float
-) -> FloatArray | None:
-    """End of the gradient flow from `start`: integrated, then certified by Newton's method."""
-    every = np.arange(start.size)
-    y = start
-    for level in _FLOWED:
-
-        def unsettled(t: float, y: FloatArray, level: float = level) -> float:
-            # Near the saddle the field is small too, but not beside the column that leaves it.
-            left = np.abs(objective.field(y)).max() / np.abs(y[new]).max()
-            return float(left) - level * rate
-
-        unsettled.terminal = True  # type: ignore[attr-defined]  # solve_ivp is told so
-        flow = solve_ivp(
-            lambda t, y: objective.field(y),
-            (0.0, _LONGEST / rate),
-            y,
-            method="BDF",
-            jac=lambda t, y: -objective.hessian_columns(y, every),
-            rtol=1e-7,
-            atol=1e-10,
-            events=unsettled,
-        )
-        if flow.status != 1:
-            return None
-        y = flow.y[:, -1]
-        end = _newton(objective, y, _STATIONARY * scale)
-        if end is not None:
-            return end
-    return None
-
-
-def _newton(objective: TorchObjective, near: FloatArray, tolerance: float) -> FloatArray | None:
-    """Stationary point beside `near`, if there is one that is a minimum but for its symmetry.
-
-    A Q, B Q^{−T} have the same product for every invertible Q: along these directions the Hessian
-    is 0, up to what is left of the gradient, and no step is made.
-    """
-    y = near
-    for _ in range(_MOST_NEWTON):
-        field = objective.field(y)
-        if np.abs(field).max() <= tolerance:
-            return y
-        curvature, modes = np.linalg.eigh(objective.hessian_columns(y, np.arange(y.size)))
-        stiff = np.abs(curvature) > max(10 * np.abs(field).max(), 1e-9 * curvature[-1])
-        if np.any(curvature[stiff] < 0):
-            return None
-        y = y + modes[:, stiff] @ ((modes[:, stiff].T @ field) / curvature[stiff])
-        if np.abs(y - near).max() > _MOVED * np.abs(near).max():
-            return None
-    return None
 
 
 def _complement(columns: FloatArray) -> FloatArray:
