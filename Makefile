@@ -14,8 +14,12 @@ demo: $(VENV)/.demo  ## predict the stages of two models on real data, in out/
 	$(BIN)/dynalyze predict --data digits --plot out/digits.png --out out/digits.npz
 	@echo "figures: out/diabetes.png out/digits.png"
 
+# Two test processes with two threads each would wait for one another's cores: on small matrices
+# that was seen to cost a factor of 60.
+test validate: export OMP_NUM_THREADS := 1
+
 test: $(VENV)/.test  ## the test suite
-	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal
+	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal --durations 10
 
 check: $(VENV)/.check  ## lint and types
 	$(BIN)/ruff check .
