@@ -6,7 +6,7 @@ try:
     import torch
 except ImportError as error:
     raise MissingDependencyError(
-        "PyTorch models and training runs need torch: pip install dynalyze[torch]"
+        'PyTorch models and training runs need torch: pip install "dynalyze[torch]"'
     ) from error
 
 __all__ = ["torch"]

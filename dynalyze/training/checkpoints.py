@@ -194,6 +194,6 @@ def _safetensors() -> Any:
         import safetensors.torch
     except ImportError as error:
         raise MissingDependencyError(
-            "checkpoints need safetensors: pip install dynalyze[torch]"
+            'checkpoints need safetensors: pip install "dynalyze[torch]"'
         ) from error
     return safetensors.torch

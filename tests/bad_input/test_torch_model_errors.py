@@ -255,5 +255,5 @@ def test_missing_torch_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", None)
     import dynalyze.models
 
-    with pytest.raises(MissingDependencyError, match=r"pip install dynalyze\[torch\]"):
+    with pytest.raises(MissingDependencyError, match=r'pip install "dynalyze\[torch\]"'):
         _ = dynalyze.models.TorchModel

@@ -122,5 +122,5 @@ def test_wrong_arguments(tmp_path, monkeypatch):
     with pytest.raises(SavedFileError, match="names 'default_rng', no bit generator"):
         restore_random_state({"bit_generator": "default_rng"})
     monkeypatch.setitem(sys.modules, "safetensors.torch", None)
-    with pytest.raises(MissingDependencyError, match=r"pip install dynalyze\[torch\]"):
+    with pytest.raises(MissingDependencyError, match=r'pip install "dynalyze\[torch\]"'):
         save_checkpoint(tmp_path, 1, TENSORS, {})
