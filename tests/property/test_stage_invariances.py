@@ -1,6 +1,7 @@
 """What must not change the stages, and what must change them in a known way."""
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -149,4 +150,22 @@ def test_head_with_inputs_and_targets_negated(seed):
     _assert_same(
         predict_stages(AttentionHead(2), (-X, -y), max_stages=3),
         predict_stages(AttentionHead(2), (X, y), max_stages=3),
+    )
+
+
+@pytest.mark.parametrize("factor", [1e-6, 1e6])
+def test_units_far_from_one(factor):
+    X, y = _linear(np.random.default_rng(0))
+    _assert_same(
+        predict_stages(DiagonalLinear(4), (factor * X, y)),
+        predict_stages(DiagonalLinear(4), (X, y)),
+        theta=1 / factor,
+        time=1 / factor,
+    )
+    X, y = _head(np.random.default_rng(1))
+    _assert_same(
+        predict_stages(AttentionHead(2), (X, factor * y), max_stages=1),
+        predict_stages(AttentionHead(2), (X, y), max_stages=1),
+        theta=factor,
+        time=1 / factor,
     )
