@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 _KIND = "trajectory"
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Trajectory:
     """Gradient flow of a network with product weights, from `dynalyze.simulate`.
 
@@ -47,6 +47,9 @@ class Trajectory:
     configuration: dict[str, Any] = field(repr=False)  # method, tolerance, versions
     objective: Objective | None = field(default=None, repr=False)
     saved_losses: FloatArray | None = field(default=None, repr=False)  # (n_steps + 1,)
+
+    def __repr__(self) -> str:
+        return f"<Trajectory: {self.n_steps} steps to flow time {self.t[-1]:.6g}, {self.status}>"
 
     @property
     def n_steps(self) -> int:

@@ -30,7 +30,7 @@ class Stats:
     seconds: float  # wall-clock time
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class StagePrediction:
     """The stages that gradient flow from a vanishing initialization goes through.
 
@@ -151,6 +151,12 @@ class StagePrediction:
 
     def __str__(self) -> str:
         return self.summary()
+
+    def __repr__(self) -> str:
+        return (
+            f"<StagePrediction: {self.n_stages} stages of {len(self.product_names)} products, "
+            f"{self.status}>"
+        )
 
     def to_dataframe(self) -> "pd.DataFrame":
         """Stages as a pandas DataFrame, one row each (needs the extra ``dataframe``)."""

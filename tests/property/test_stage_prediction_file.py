@@ -69,6 +69,14 @@ def test_dataframe_has_a_row_for_each_stage():
     assert list(frame["product"]) == [prediction.name(i) for i in prediction.coordinates]
 
 
+def test_repr_is_one_line():
+    prediction = _prediction(3)
+    assert (
+        repr(prediction)
+        == f"<StagePrediction: {prediction.n_stages} stages of 4 products, converged>"
+    )
+
+
 def test_plot_draws_one_staircase_for_the_loss_and_one_for_each_product():
     import matplotlib as mpl
 
