@@ -175,7 +175,7 @@ log10(1/α), 0 to 1000, one unit of which is one unit of flow time over log10(1/
 
   The differences are of the size by which a fresh draw of the data moves the times.
 
-The variant with full weight matrices is in [full_head.md](full_head.md).
+The variant with full weight matrices is in [figure2_full_head.md](figure2_full_head.md).
 
 ## Stages at α = 1e-32, on the paper's axis
 

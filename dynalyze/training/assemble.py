@@ -20,6 +20,7 @@ from dynalyze.models.losses import loss_name
 from dynalyze.models.torch_objective import differentiable_attention
 from dynalyze.training.batches import Samples, Shuffle
 from dynalyze.training.engine import Engine, chunk_near_caches
+from dynalyze.training.graded import Grading
 from dynalyze.training.loop import Loop
 from dynalyze.training.options import Options
 from dynalyze.training.recording import Recording
@@ -47,7 +48,9 @@ def run_all(
     trainable = as_trainable(model, device=options.device)
     inputs, targets, sample_loss = checked_samples(trainable, data, options.loss)
     starts = [trainable.own_initialization()] if inits is None else list(inits)
-    weights = _starting_weights(trainable, starts, stacked)
+    # Adam and momentum act on entries, which a rotation of the columns would change.
+    plain = options.optimizer != "adam" and not options.optimizer_options
+    weights = _starting_weights(trainable, starts, stacked, graded=plain)
     shuffles = None
     if options.batch_size is not None:
         size, none = min(options.batch_size, len(inputs)), np.zeros(0, dtype=np.int64)
@@ -75,6 +78,9 @@ def run_all(
         weights=weights,
         optimizer=options.make_optimizer(weights),
         n_steps=options.n_steps,
+        grading=Grading(weights, trainable.pairs)
+        if any(map(trainable.needs_grading, starts))
+        else None,
         change=recording.change,
         every=every,
         check_every=check_every,
@@ -144,7 +150,7 @@ def _result(
         warnings.warn(message, LearningRateWarning, stacklevel=5)
     final = {
         name: value.detach().cpu().numpy()[(run,) if loop.engine.stacked else ()].copy()
-        for name, value in loop.weights.items()
+        for name, value in loop.final_weights().items()
     }
     observed = torch.stack(records.observed).numpy()
     number: IntArray = np.array(records.steps, dtype=np.int64)
@@ -166,9 +172,9 @@ def _result(
 
 
 def _starting_weights(
-    trainable: Trainable, starts: Sequence[Initialization], stacked: bool
+    trainable: Trainable, starts: Sequence[Initialization], stacked: bool, *, graded: bool
 ) -> Weights:
-    each = [trainable.initial_weights(start) for start in starts]
+    each = [trainable.initial_weights(start, graded=graded) for start in starts]
     weights = {name: torch.stack([w[name] for w in each]) for name in each[0]}
     if not stacked:
         weights = {name: value[0] for name, value in weights.items()}

@@ -8,9 +8,9 @@ from dynalyze.errors import DynalyzeError, InvalidInputError
 from dynalyze.models.torch_loss import SampleLoss
 from dynalyze.training.trainable import Trainable, Weights
 
-# Inputs of one pass on a CPU, counted once per run: measured on the paper's toy head, 32 runs at
-# once take a third of the time in chunks of 4 MiB that they take in one pass of 122 MiB.
-_CPU_PASS = 2**22
+# Inputs of one pass on a CPU, counted once per run: measured on the paper's toy head, 1 to 32 runs
+# at once take 10 to 30% longer in chunks of 4 MiB, and 32 over three times as long in one pass.
+_CPU_PASS = 2**20
 
 
 def chunk_near_caches(inputs: torch.Tensor, n_runs: int) -> int:

@@ -6,11 +6,12 @@ paper observes, and what is detected here, are steps of rank one in W_K W_Qᵀ o
 """
 
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from scipy.integrate import solve_ivp
+from scipy import integrate
 
 from dynalyze._saved_files import read_saved, write_saved
 from dynalyze._torch import torch
@@ -19,7 +20,8 @@ from dynalyze.errors import FlowError, InvalidInputError
 from dynalyze.flow.initialization import Initialization
 from dynalyze.models.torch_loss import SampleLoss
 from dynalyze.models.torch_objective import differentiable_attention
-from dynalyze.training.engine import Engine
+from dynalyze.training.engine import Engine, chunk_near_caches
+from dynalyze.training.graded import Grading
 from dynalyze.training.heads import FullHead
 from dynalyze.training.recorded import RecordedRun
 from dynalyze.training.trainable import Weights, as_trainable, checked_samples
@@ -28,6 +30,8 @@ _KIND = "flow of full weights"
 METHODS = ("RK23", "RK45", "DOP853", "Radau", "BDF", "LSODA")
 # Beyond it the dense Jacobian of an implicit method costs more than small explicit steps.
 _MOST_IMPLICIT = 400
+# Of a column, after which the columns are graded anew: they may lose as many digits until then.
+_MOST_GROWTH = 1e4
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,7 +81,7 @@ def simulate_full(
     until: float,
     loss: str | SampleLoss = "squared",
     method: str = "auto",
-    rtol: float | None = None,
+    rtol: float = 1e-8,
 ) -> FullTrajectory:
     """Follow the gradient flow of a head with full weights, eqs. (1) and (3).
 
@@ -89,8 +93,7 @@ def simulate_full(
         Inputs and targets.
     init : Initialization
         α u0 holds W_K and W_V, α v0 holds W_Q and W_O, flattened: `head.n_weights` entries each.
-        α must be at least 1e-12: a direction that is not learned yet lies in the same entries as
-        those that are, whose rounding would seed it.
+        α must be at least 1e-150, the root of the smallest number.
     until : float
         Flow time at which to end.
     loss : {"squared", "mse"} or callable
@@ -98,8 +101,9 @@ def simulate_full(
     method : {"auto", "RK23", "RK45", "DOP853", "Radau", "BDF", "LSODA"}
         Method of `scipy.integrate.solve_ivp`; ``"auto"`` is LSODA for up to 400 weights and
         DOP853 beyond.
-    rtol : float, optional
-        Relative tolerance; by default so far below α that errors do not seed directions either.
+    rtol : float
+        Tolerance relative to each column of the weights, graded as `dynalyze.training.graded`
+        says; errors seed no direction.
 
     Returns
     -------
@@ -124,49 +128,63 @@ def simulate_full(
         raise InvalidInputError(f"until={until} must be a positive flow time")
     trainable = as_trainable(head)
     inputs, targets, sample_loss = checked_samples(trainable, data, loss)
-    engine = Engine(trainable, sample_loss, stacked=False)
-    start = trainable.initial_weights(init)
-    alpha = 10.0**init.log10_alpha
-    if rtol is None:
-        rtol = float(np.clip(1e-2 * alpha, 1e-13, 1e-8))
-    shapes = {name: value.shape for name, value in start.items()}
+    engine = Engine(trainable, sample_loss, False, chunk_near_caches(inputs, 1))
+    weights = trainable.initial_weights(init, graded=True)
+    grading = Grading(weights, head.matrix_products)
+    shapes = {name: value.shape for name, value in weights.items()}
+
+    def pack(parts: Iterable[torch.Tensor]) -> FloatArray:
+        return torch.cat([part.reshape(-1) for part in parts]).numpy()
 
     def unpack(y: FloatArray) -> Weights:
         parts = torch.split(torch.from_numpy(y.copy()), [s.numel() for s in shapes.values()])
         named = zip(shapes.items(), parts, strict=True)
-        return {name: part.view(shape).requires_grad_() for (name, shape), part in named}
+        return {name: part.view(shape) for (name, shape), part in named}
 
     def field_of(t: float, y: FloatArray) -> FloatArray:
-        weights = unpack(y)
-        engine.losses_and_gradients(weights, inputs, targets, len(inputs), shared=True)
-        gradients = [w.grad for w in weights.values() if w.grad is not None]
-        return -torch.cat([gradient.reshape(-1) for gradient in gradients]).numpy()
+        at = {name: part.requires_grad_() for name, part in unpack(y).items()}
+        engine.losses_and_gradients(at, inputs, targets, len(inputs), shared=True)
+        return -pack(w.grad for w in at.values() if w.grad is not None)
 
-    y0 = torch.cat([value.reshape(-1) for value in start.values()]).numpy()
     if method == "auto":
-        method = "LSODA" if y0.size <= _MOST_IMPLICIT else "DOP853"
-    solver: Any = method
+        method = "LSODA" if 2 * head.n_weights <= _MOST_IMPLICIT else "DOP853"
+    nfev, times = 0, [0.0]
+    observed: list[torch.Tensor] = []
+    losses: list[float] = []
+
+    def record(weights: Weights) -> None:
+        with torch.no_grad():
+            observed.append(trainable.observe(weights))
+        losses.append(engine.losses(weights, inputs, targets, len(inputs)).item())
+
     with differentiable_attention():
-        solution = solve_ivp(
-            field_of, (0.0, until), y0, method=solver, rtol=rtol, atol=1e-4 * rtol * alpha
-        )
-        if solution.status != 0:
-            raise FlowError(
-                f"{method} stopped at t = {solution.t[-1]:g}: {solution.message}; try another "
-                "method, such as 'DOP853', or a larger rtol"
+        record(weights)
+        while times[-1] < until:
+            grading.grade(weights)
+            scales = pack(w.square().mean(0).sqrt().expand_as(w) for w in weights.values())
+            scales = np.maximum(scales, np.finfo(float).tiny)
+            solver = getattr(integrate, method)(
+                field_of, times[-1], pack(weights.values()), until, rtol=rtol, atol=rtol * scales
             )
-        steps = [unpack(y) for y in solution.y.T]
-        losses = [engine.losses(w, inputs, targets, len(inputs)).item() for w in steps]
-    with torch.no_grad():
-        observed = torch.stack([trainable.observe(weights) for weights in steps]).numpy()
+            while solver.status == "running" and np.all(np.abs(solver.y) < _MOST_GROWTH * scales):
+                message = solver.step()
+                if solver.status == "failed":
+                    raise FlowError(
+                        f"{method} stopped at t = {solver.t:g}: {message}; try another method, "
+                        "such as 'DOP853', or a larger rtol"
+                    )
+                times.append(float(solver.t))
+                weights = unpack(solver.y)
+                record(weights)
+            nfev += solver.nfev
     return FullTrajectory(
-        t=solution.t,
-        theta=observed,
+        t=np.array(times),
+        theta=torch.stack(observed).numpy(),
         losses=np.array(losses),
         init=init,
         product_names=trainable.product_names,
-        weights={name: w.detach().numpy() for name, w in steps[-1].items()},
-        nfev=int(solution.nfev),
+        weights={name: w.numpy() for name, w in grading.undo(weights).items()},
+        nfev=nfev,
         configuration={"method": method, "rtol": rtol},
     )
 

@@ -119,6 +119,10 @@ class FullHead(torch.nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Output for inputs of shape (n, n_tokens, d_model); same shape."""
+        if 2 * self.d_head > self.d_model:
+            # Products of weights are cheap beside those with all tokens: one of these, not two.
+            logits = x @ (self.w_k @ self.w_q.mT) @ x.mT
+            return torch.softmax(logits, -1) @ x @ (self.w_v @ self.w_o.mT)
         logits = (x @ self.w_k) @ (x @ self.w_q).mT
         return torch.softmax(logits, -1) @ (x @ self.w_v) @ self.w_o.mT
 

@@ -15,6 +15,7 @@ from dynalyze.errors import InvalidInputError
 from dynalyze.training.batches import Samples
 from dynalyze.training.checkpoints import latest_checkpoint, load_checkpoint, save_checkpoint
 from dynalyze.training.engine import Engine
+from dynalyze.training.graded import Grading
 from dynalyze.training.recording import Records
 from dynalyze.training.trainable import Weights
 
@@ -22,6 +23,8 @@ Status = Literal["finished", "diverged", "max_seconds", "callback", "interrupted
 Callback = Callable[[int, torch.Tensor], bool | None]
 """Called as ``callback(step, losses)`` at every check; the run stops where it returns True."""
 
+# At a stable learning rate no column grows by much in so many steps.
+_STEPS_PER_GRADING = 10
 # A loss this many times the initial one is no fluctuation: small weights start near the plateau
 # of θ = 0, which gradient descent only leaves downwards.
 _DIVERGED = 100.0
@@ -40,6 +43,7 @@ class Loop:
     every: int
     check_every: int
     identity: Mapping[str, Any]  # what a run that goes on must have in common with its checkpoint
+    grading: Grading | None = None  # of full weights at the smallest scales
     step: int = 0
     status: Status = "finished"
     records: list[Records] = field(default_factory=list)  # one per run
@@ -97,8 +101,14 @@ class Loop:
             self._save(folder)
         self._record_end()
 
+    def final_weights(self) -> Weights:
+        """The weights in their own columns."""
+        return self.weights if self.grading is None else self.grading.undo(self.weights)
+
     def _one_step(self) -> torch.Tensor:
         """Record what the schedule asks for, then make one optimizer step."""
+        if self.grading is not None and self.step % _STEPS_PER_GRADING == 0:
+            self.grading.grade(self.weights)
         inputs, targets, size = self.samples.next_batch(self.engine.stacked)
         losses = self.engine.losses_and_gradients(
             self.weights, inputs, targets, size, shared=self._full_batch or not self.engine.stacked
@@ -168,6 +178,8 @@ class Loop:
         if world()[0] != 0:
             return
         tensors = {f"weights.{name}": value for name, value in self.weights.items()}
+        if self.grading is not None:
+            tensors |= {f"rotation.{name}": q for name, q in self.grading.rotations.items()}
         for index, slot in self.optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{index}.{key}": value for key, value in slot.items()}
         for run, records in enumerate(self.records):
@@ -205,6 +217,9 @@ class Loop:
         with torch.no_grad():
             for name, weight in self.weights.items():
                 weight.copy_(tensors[f"weights.{name}"])
+        if self.grading is not None:
+            rotations = self.grading.rotations
+            rotations |= {name: tensors[f"rotation.{name}"] for name in rotations}
         slots: dict[int, dict[str, torch.Tensor]] = {}
         for name, value in checkpoint.tensors.items():
             if name.startswith("optimizer."):

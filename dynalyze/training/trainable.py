@@ -18,8 +18,8 @@ from dynalyze.training.heads import DiagonalHead, FullHead
 
 # α² is the size of the first products: below this scale it leaves the range of float64.
 _SMALLEST_LOG10_ALPHA = -150.0
-# Small singular directions are seen beside active ones only above the rounding of these.
-_SMALLEST_LOG10_ALPHA_FULL = -12.0
+# Small singular directions lie in the entries of active ones, and above the rounding of these.
+_SMALLEST_LOG10_ALPHA_UNGRADED = -12.0
 
 Weights = dict[str, torch.Tensor]
 """Trained parameters by name, each (*shape) or, for many runs at once, (n_runs, *shape)."""
@@ -52,8 +52,12 @@ class Trainable:
                 parts.append(product.reshape(*product.shape[: product.ndim - len(shape)], -1))
         return torch.cat(parts, -1)
 
-    def initial_weights(self, init: Initialization) -> Weights:
-        """α u0 and α v0, cut into the parameters.
+    def needs_grading(self, init: Initialization) -> bool:
+        """Whether rounding would show, unless columns are graded (`dynalyze.training.graded`)."""
+        return self.matrices and init.log10_alpha < _SMALLEST_LOG10_ALPHA_UNGRADED
+
+    def initial_weights(self, init: Initialization, *, graded: bool = False) -> Weights:
+        """α u0 and α v0, cut into the parameters; `graded` says that they will be graded by size.
 
         Raises
         ------
@@ -67,11 +71,13 @@ class Trainable:
                 f"init has {init.n_products} entries in u0 and in v0, and the model {n_weights}: "
                 "give one for each"
             )
-        least = _SMALLEST_LOG10_ALPHA_FULL if self.matrices else _SMALLEST_LOG10_ALPHA
+        ungraded = self.needs_grading(init) and not graded
+        least = _SMALLEST_LOG10_ALPHA_UNGRADED if ungraded else _SMALLEST_LOG10_ALPHA
         if init.log10_alpha < least:
             reason = (
-                "rounding of the active directions would seed the others above it"
-                if self.matrices
+                "rounding of the active directions would seed the others above it; plain "
+                "gradient descent can be followed there, optimizer='gd' or 'sgd' without options"
+                if ungraded
                 else "the products α² would leave the range of float64; use dynalyze.simulate, "
                 "which works in log coordinates"
             )

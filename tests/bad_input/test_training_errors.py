@@ -57,8 +57,13 @@ def test_options(change, text):
 
 def test_full_heads_have_a_smallest_scale():
     head = FullHead(D)
-    with pytest.raises(InvalidInputError, match="log10_alpha=-20 is below -12, where rounding of"):
-        train(head, DATA, init=start(-20, n=head.n_weights), lr=0.1, steps=1)
+    init = start(-20, n=head.n_weights)
+    acting_on_entries = {"optimizer": "adam"}, {"optimizer_options": {"momentum": 0.9}}
+    for options in acting_on_entries:
+        with pytest.raises(InvalidInputError, match="log10_alpha=-20 is below -12, where rounding"):
+            train(head, DATA, init=init, lr=0.1, steps=1, **options)
+    with pytest.raises(InvalidInputError, match="log10_alpha=-160 is below -150"):
+        train(head, DATA, init=start(-160, n=head.n_weights), lr=0.1, steps=1)
 
 
 @pytest.mark.parametrize("model", [3, torch.nn.Linear(3, 3)])

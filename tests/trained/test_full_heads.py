@@ -14,7 +14,9 @@ from dynalyze.training import (
     rank_steps,
     simulate_full,
     train,
+    train_many,
 )
+from dynalyze.training.graded import grade
 
 D, M = 3, 2
 HEAD = FullHead(D, M)
@@ -123,7 +125,7 @@ def test_between_steps_singular_values_are_interpolated(trajectory):
         ({"head": DiagonalHead(D)}, "head is of type DiagonalHead: for products of diagonal"),
         ({"until": 0.0}, "until=0.0 must be a positive flow time"),
         ({"method": "Euler"}, "method='Euler' is not known: choose 'auto' or one of 'RK23'"),
-        ({"init": start(-20.0)}, "log10_alpha=-20 is below -12"),
+        ({"init": start(-160.0)}, "log10_alpha=-160 is below -150"),
         ({"init": Initialization([1.0], [0.5], log10_alpha=-2)}, "has 1 entries in u0"),
     ],
 )
@@ -211,3 +213,70 @@ def test_a_prediction_can_be_cut_short():
     assert (len(prediction.times), prediction.status) == (1, "max_steps")
     with pytest.raises(InvalidInputError, match="head is of type DiagonalHead"):
         predict_rank_steps(DiagonalHead(D), random_teacher())
+
+
+def test_times_at_the_smallest_scales_are_the_predicted_ones(prediction):
+    """Where the start is far below the rounding of what is learned: errors go as 1/log(1/α)."""
+
+    def errors(log10_alpha):
+        init = start(log10_alpha)
+        flow = simulate_full(HEAD, random_teacher(), init, until=1.6 * init.log_inverse_alpha)
+        steps = rank_steps(flow)
+        assert steps.products == prediction.products
+        return steps.t / init.log_inverse_alpha / prediction.times - 1
+
+    np.testing.assert_allclose(errors(-20.0) / errors(-40.0), 2, rtol=0.15)
+
+
+def test_descent_at_the_smallest_scales_follows_the_flow():
+    init = start(-40.0)
+    until = 1.25 * init.log_inverse_alpha
+    flow = simulate_full(HEAD, random_teacher(), init, until=until)
+    expected = rank_steps(flow)
+    assert len(expected.t) == 3
+
+    def run_with(lr):
+        run = train(HEAD, random_teacher(), init=init, lr=lr, until=until)
+        assert rank_steps(run).products == expected.products
+        return run
+
+    coarse, fine = run_with(0.08), run_with(0.04)
+    late = [rank_steps(run).t - expected.t for run in (coarse, fine)]
+    np.testing.assert_allclose(late[0] / late[1], 2, rtol=0.1)
+    for name, weight in flow.weights.items():  # in their own columns, not in the rotated ones
+        np.testing.assert_allclose(fine.weights[name], weight, atol=0.02)
+
+
+def test_runs_at_the_smallest_scales_are_batched_and_resumed(tmp_path):
+    inits = [start(-40.0), Initialization.gaussian(HEAD.n_weights, log10_alpha=-20, rng=2)]
+    arguments = {"lr": 0.1, "checkpoint_every": 111}
+    many = train_many(HEAD, random_teacher(), inits, steps=600, **arguments)
+    for run, init in zip(many, inits, strict=True):
+        alone = train(HEAD, random_teacher(), init=init, steps=600, **arguments)
+        np.testing.assert_allclose(run.theta[-1], alone.theta[-1], rtol=1e-6, atol=1e-12)
+        np.testing.assert_allclose(run.weights["w_v"], alone.weights["w_v"], atol=1e-6)
+    train(HEAD, random_teacher(), init=inits[0], steps=333, checkpoint=tmp_path, **arguments)
+    again = train(
+        HEAD, random_teacher(), init=inits[0], steps=600, checkpoint=tmp_path, **arguments
+    )
+    whole = train(HEAD, random_teacher(), init=inits[0], steps=600, **arguments)
+    np.testing.assert_array_equal(again.weights["w_o"], whole.weights["w_o"])
+
+
+def test_graded_columns_keep_every_digit():
+    """Singular values over 70 decades, with columns nearly parallel, against 90 digits."""
+    mpmath = pytest.importorskip("mpmath")
+    rng = np.random.default_rng(5)
+    scales = 10.0 ** np.array([-20.0, 0.0, -70.0, -9.0])
+    stacked = (rng.standard_normal((8, 1)) + 1e-3 * rng.standard_normal((8, 4))) * scales
+    graded, rotation = grade(stacked)
+
+    def singular_values(matrix):
+        with mpmath.workdps(180):
+            values = mpmath.svd_r(mpmath.matrix(matrix.tolist()), compute_uv=False)
+            return sorted(float(value) for value in values)
+
+    np.testing.assert_allclose(singular_values(graded), singular_values(stacked), rtol=1e-11)
+    np.testing.assert_allclose(rotation @ rotation.T, np.eye(4), atol=1e-14)
+    np.testing.assert_allclose(stacked @ rotation, graded, atol=1e-14)
+    assert np.all(np.diff(np.linalg.norm(graded, axis=0)) < 0)
