@@ -324,7 +324,8 @@ log(1 + ησ)/η per unit
   of time: at η = {LARGEST_RATE:g} that makes {slowed * whole:.1f}.)
 
 What is no theorem, but seen: the teacher is diagonal and the tokens isotropic, so that G is
-diagonal but for sampling noise, and the products end as good as diagonal: at α = 1e{SMALLEST} entries
+diagonal but for sampling noise, and the products end as good as diagonal: at α = 1e{SMALLEST} \
+entries
 off the diagonal have {100 * off[0]:.1g}% of the Frobenius norm of W_K W_Qᵀ at the end, and \
 {100 * off[1]:.1g}% of that
 of W_V W_Oᵀ. The steps at
