@@ -67,6 +67,34 @@ class Transformed:
         return self.signs[:, None] * columns[self.order] * self.signs[indices]
 
 
+class Scaled:
+    """Another objective in other units: L(θ) = energy · L'(θ / length)."""
+
+    def __init__(self, objective, length, energy):
+        self.objective, self.length, self.energy = objective, length, energy
+
+    @property
+    def n_products(self):
+        return self.objective.n_products
+
+    @property
+    def product_names(self):
+        return self.objective.product_names
+
+    def value(self, theta):
+        return self.energy * self.objective.value(theta / self.length)
+
+    def field(self, theta):
+        return self.energy / self.length * self.objective.field(theta / self.length)
+
+    def value_and_field(self, theta):
+        return self.value(theta), self.field(theta)
+
+    def hessian_columns(self, theta, indices):
+        columns = self.objective.hessian_columns(theta / self.length, indices)
+        return self.energy / self.length**2 * columns
+
+
 class Exponential(Quadratic):
     """L(θ) = Σ e^{−θ_i}, which falls for ever, as cross-entropy on separable data."""
 

@@ -11,7 +11,10 @@ _DROWSY = 1e-5  # contribution, in units of tol, from which a coordinate has a c
 _ASLEEP = 1e-3  # fraction of that below which it loses the column
 _CONTRACTION = 0.15  # of fresh columns, until measured
 _BAD_CONTRACTION = 0.3
+_SLOW = 1e-6  # smallest growth rate that counts, in units of the largest
+_STALE = np.log(10.0)  # factor by which a natural length may be off
 _FEW = 16  # columns that cost little more than one
+_PROBED = 4  # columns from which the first lengths are estimated
 _AGE = 10  # evaluations that columns serve at least ...
 _AGE_PER_COLUMN = 1.0  # ... or for each column: more columns are dearer
 
@@ -19,12 +22,19 @@ _AGE_PER_COLUMN = 1.0  # ... or for each column: more columns are dearer
 class FrozenHessian:
     """Columns of the Hessian at some point of the path, of the coordinates that matter.
 
+    Lengths in θ_i are measured by |θ_i|, or by |g_i| / max_j |H_ji| for what is still small: there
+    it changes others as much as it grows itself. So the units of the data do not matter.
+
     Parameters
     ----------
     objective : Objective
         The loss.
     up, down : ndarray, shape (p,)
         θ = e^{up + 2z} − e^{down − 2z}.
+    z : ndarray, shape (p,)
+        Log coordinates at the start.
+    start : Sample
+        The field there.
     tol : float
         Error of z that a step may make.
 
@@ -34,8 +44,12 @@ class FrozenHessian:
         Coordinates that have columns.
     columns : ndarray, shape (p, k)
         The columns.
+    log_length : ndarray, shape (p,)
+        log of the natural lengths, as of the last selection.
+    rate : float
+        Largest |g| at the start, one over flow time.
     exact : Sample or None
-        Point at which they were evaluated.
+        Point at which the columns were evaluated.
     contraction : float
         Factor by which one more evaluation at the end of a step shrinks the correction.
     evaluations : int
@@ -44,14 +58,30 @@ class FrozenHessian:
         Calls for columns, and columns evaluated.
     """
 
-    def __init__(self, objective: Objective, up: FloatArray, down: FloatArray, tol: float) -> None:
+    def __init__(
+        self,
+        objective: Objective,
+        up: FloatArray,
+        down: FloatArray,
+        z: FloatArray,
+        start: Sample,
+        tol: float,
+    ) -> None:
         self._objective = objective
         self._up, self._down, self._tol = up, down, tol
-        self.active: IntArray = np.zeros(0, dtype=np.int64)
-        self.columns = np.zeros((up.size, 0))
-        self.exact: Sample | None = None
+        self.rate = float(np.max(np.abs(start.field), initial=0.0)) or 1.0
+        self.log_length = np.full(up.size, np.inf)
+        self._coupling = np.zeros(up.size)  # largest |H_ji| over j, as far as known
+        self._known = np.zeros(up.size, dtype=bool)
         self.contraction = _CONTRACTION
         self.evaluations = self.nhev = self.nhcol = 0
+        mobile = np.flatnonzero(np.maximum(up, down) > -np.inf)
+        fastest = np.argsort(-np.abs(start.field[mobile]), kind="stable")[:_PROBED]
+        self.active: IntArray = np.sort(mobile[fastest])
+        self.columns = self._evaluate(start, self.active)
+        self.exact: Sample | None = start
+        self._measure_lengths(start, self.active)
+        self.select(z, start)
 
     @property
     def outdated(self) -> bool:
@@ -64,45 +94,84 @@ class FrozenHessian:
         """Whether all columns cost little more than one."""
         return self.active.size <= _FEW
 
+    def size(self, sample: Sample) -> float:
+        """Largest |θ| in natural lengths."""
+        return float(np.max(np.abs(sample.theta) * np.exp(-self.log_length), initial=0.0))
+
     def measure(self, contraction: float) -> None:
         """Take note of a measured contraction; a single small one may be luck."""
         self.contraction = min(1.0, max(contraction, 0.5 * self.contraction, 0.03))
 
     def thresholds(self, field: FloatArray) -> FloatArray:
-        """log|θ| at which coordinates without a column need one, ∞ for the active ones; (p,)."""
+        """log|θ| at which a coordinate needs a column, ∞ where it has one; (p,)."""
         levels = self._levels(field)
         levels[self.active] = np.inf
         return levels
 
     def _levels(self, field: FloatArray) -> FloatArray:
         # What grows at the rate 2|g| up to |θ| has moved the others by |H||θ|/(2|g|).
-        levels: FloatArray = np.log(_DROWSY * self._tol * np.clip(np.abs(field), 1e-6, 1.0))
+        rates = self._growth(field)
+        levels: FloatArray = np.log(_DROWSY * self._tol) + np.log(rates / self._couplings())
         return levels
 
     def select(self, z: FloatArray, sample: Sample) -> None:
         """Choose the active coordinates anew at log coordinates z, and see to their columns."""
         field = sample.field
-        sizes: FloatArray = np.maximum(self._up + 2 * z, self._down - 2 * z)  # log|θ|
-        levels = self._levels(field)
-        awake = sizes > levels - 0.1
+        log_theta: FloatArray = np.maximum(self._up + 2 * z, self._down - 2 * z)
+        growth = 2 * np.sign(z) * field
         held = np.zeros(z.size, dtype=bool)
         held[self.active] = True
-        growth = 2 * np.sign(z) * field
-        awake |= _soon(awake & ~held, sizes, growth, levels)
-        awake |= held & (sizes > levels + np.log(_ASLEEP))
-        before, self.active = self.active, np.flatnonzero(awake)
-        self._extend(before, sample)
+        keeps = held & (log_theta > self._levels(field) + np.log(_ASLEEP))
+        while True:
+            # Columns of newcomers may show that others are coupled more strongly than was known.
+            levels, lengths = self._levels(field), self.log_length
+            woken = ~held & (log_theta > levels - 0.1)
+            woken |= _soon(woken, log_theta - lengths, growth, levels - lengths)
+            before, self.active = self.active, np.flatnonzero(keeps | woken)
+            new = self.active[~held[self.active]]
+            self._extend(before, sample)
+            self._measure_lengths(sample, new)
+            if not new.size:
+                return
+            held[new] = keeps[new] = True
+
+    def _measure_lengths(self, sample: Sample, new: IntArray) -> None:
+        """Natural lengths at a sample, after the columns of some coordinates were evaluated.
+
+        A row in the columns of others is less than a coordinate's own column, which may have grown
+        since it was seen. What has never had one is taken to be coupled as strongly as any.
+        """
+        sizes = np.abs(self.columns)
+        self._known[new] = True
+        self._coupling[new] = np.max(sizes[:, np.isin(self.active, new)], axis=0, initial=0.0)
+        asleep = np.isin(np.arange(sizes.shape[0]), self.active, invert=True)
+        rows = np.max(sizes[asleep], axis=1, initial=0.0)
+        self._coupling[asleep] = np.maximum(self._coupling[asleep], rows)
+        lengths = self._growth(sample.field) / self._couplings()
+        log_length = np.log(np.maximum(lengths, np.abs(sample.theta)))
+        stale = np.abs(log_length - self.log_length) > _STALE
+        self.log_length = np.where(stale, log_length, self.log_length)
+
+    def _couplings(self) -> FloatArray:
+        """Largest |H_ji| over j, or what stands for it; (p,), positive."""
+        strongest = float(np.max(self._coupling, initial=0.0)) or self.rate
+        known = self._known & (self._coupling > 0)
+        return np.where(known, self._coupling, strongest)
+
+    def _growth(self, field: FloatArray) -> FloatArray:
+        return np.maximum(np.abs(field), _SLOW * self.rate)
 
     def _extend(self, before: IntArray, sample: Sample) -> None:
         """Evaluate the columns of newcomers, or all if that is cheap or due."""
         new = np.isin(self.active, before, invert=True)
-        if before.size <= _FEW or self.outdated:
+        fresh = sample is self.exact
+        if not fresh and (before.size <= _FEW or self.outdated):
             self.renew(sample)
             return
         columns = np.zeros((sample.theta.size, self.active.size))
         columns[:, ~new] = self.columns[:, np.isin(before, self.active)]
         columns[:, new] = self._evaluate(sample, self.active[new])
-        self.columns, self.exact = columns, None
+        self.columns, self.exact = columns, sample if fresh else None
 
     def _evaluate(self, sample: Sample, indices: IntArray) -> FloatArray:
         if not indices.size:

@@ -12,13 +12,27 @@ import numpy as np
 from dynalyze._typing import FloatArray, IntArray
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class Sample:
     """The field at one point of the path."""
 
     s: float  # arc length
     theta: FloatArray  # (p,)
     field: FloatArray  # (p,)
+
+
+def remeasured(samples: list[Sample], weights: FloatArray, noise: float) -> list[Sample]:
+    """Count the arc length between samples, newest first, in other units, by their chords.
+
+    What is not farther than `noise` from a newer one is left out.
+    """
+    kept = samples[:1]
+    for sample in samples[1:]:
+        chord = float(np.linalg.norm(weights * (kept[-1].theta - sample.theta)))
+        if chord > noise:
+            sample.s = kept[-1].s - chord
+            kept.append(sample)
+    return kept
 
 
 def newton_form(

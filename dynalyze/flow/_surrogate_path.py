@@ -78,9 +78,11 @@ def _approach(
             reached |= after > -_OVERSHOOT / 2
             if after > _OVERSHOOT:
                 before = max(flow.up[i] + 2 * y[i], flow.down[i] - 2 * y[i]) - thresholds[i]
-                if before < -_OVERSHOOT / 2:
+                target = max(before, 0.0)
+                if after > target + _OVERSHOOT:
                     # passive coordinates are nearly linear in t
-                    fraction = min(fraction, (_OVERSHOOT / 5 - before) / (after - before))
+                    part = (target + _OVERSHOOT / 5 - before) / (after - before)
+                    fraction = min(fraction, part)
     return fraction, reached
 
 

@@ -10,7 +10,7 @@ from dynalyze._typing import FloatArray
 from dynalyze.errors import FlowError, InvalidInputError
 from dynalyze.flow._frozen_hessian import FrozenHessian
 from dynalyze.flow._piece import Piece, pieces
-from dynalyze.flow._remainder import Sample, error_sizes, is_doubled, newton_form
+from dynalyze.flow._remainder import Sample, error_sizes, is_doubled, newton_form, remeasured
 from dynalyze.flow.coordinates import Chart
 from dynalyze.flow.stepper import Segment
 from dynalyze.models.protocol import Objective
@@ -117,15 +117,14 @@ class SurrogateStepper:
         self._head_t, self._head = self._t, np.zeros(self._z.size + 1)  # (p + 1,), z − origin and s
         self._origin = self._z
         self._broken = "the field changes too fast"
-        self._hessian = FrozenHessian(objective, self._up, self._down, tol)
         sample = self._sample(self._head)
         if sample is None:
             raise self._failure(self._broken)
         self._field = sample.field
         self._samples = [sample]  # newest first
-        self._hessian.select(self._z, sample)
-        self._curvature = 1.0  # of the remainder, |r''|/2, until measured
-        self._inner_step = 1e-3 / max(float(np.max(np.abs(sample.field), initial=0.0)), 1e-300)
+        self._hessian = FrozenHessian(objective, self._up, self._down, self._z, sample, tol)
+        self._curvature = self._hessian.rate  # of the remainder, |r''|/2, until measured
+        self._inner_step = 1e-3 / self._hessian.rate
         self._last_arc = 1e-3
         self._longest = np.inf
 
@@ -206,7 +205,7 @@ class SurrogateStepper:
             self._samples = self._samples[:1]
         else:
             self._inner_step *= 1e-3
-            self._longest = 1e-2 * min(self._longest, 1.0)
+            self._longest = 1e-2 * min(self._longest, 1.0 / self._hessian.rate)
 
     def _remainder(
         self, samples: list[Sample], exact: Sample | None
@@ -222,7 +221,7 @@ class SurrogateStepper:
         doubled = is_doubled(nodes)
         sizes = error_sizes(nodes, newton, self._order, self._curvature)
         # within bounds whose powers are finite
-        scale = float(np.clip(np.max(np.abs(self._samples[0].theta)), 1e-30, 1e30))
+        scale = float(np.clip(hessian.size(self._samples[0]), 1e-30, 1e30))
         floor = _ROUNDING * float(np.max(np.abs(newton[0]))) / scale ** np.arange(len(sizes))
         sizes = np.clip(sizes, floor, 1e200) * distrust[: len(sizes)]
         reach = np.cumprod(np.abs(s + self._last_arc - nodes[: len(sizes) - 1]))
@@ -236,7 +235,7 @@ class SurrogateStepper:
             sizes=sizes,
             target=_TARGET * self._tol,
             predictor_target=min(_CONVERGED * self._tol / hessian.contraction, _FARTHEST),
-            thresholds=hessian.thresholds(self._samples[0].field),
+            thresholds=hessian.thresholds(self._samples[0].field) - hessian.log_length,
         )
         t_end = min(self._t_bound, self._head_t + self._longest, _LATEST)
         if not t_end > self._head_t:
@@ -265,12 +264,12 @@ class SurrogateStepper:
 
         hessian = self._hessian
         # Counted from an origin nearby, active z are small, and their rounding no noise in θ.
-        shift = 2 * self._origin
+        shift, active = 2 * self._origin, hessian.active
         flow = Surrogate(
-            self._up + shift,
-            self._down - shift,
-            hessian.active,
-            hessian.columns,
+            self._up + shift - hessian.log_length,
+            self._down - shift - hessian.log_length,
+            active,
+            hessian.columns * np.exp(hessian.log_length[active]),
             nodes,
             newton,
             s_last,
@@ -287,6 +286,7 @@ class SurrogateStepper:
         tol, hessian, change, error = self._tol, self._hessian, np.inf, 0.0
         for iteration in range(_MOST_CORRECTIONS):
             sample = self._sample(state)
+            hessian.evaluations += 1
             if sample is None:
                 self._longest = 0.1 * (t_end - self._head_t)
                 return False
@@ -309,7 +309,13 @@ class SurrogateStepper:
                 if path.status == NEWCOMER:
                     self._origin = self._origin + self._head[:-1]
                     self._head = np.append(np.zeros(self._z.size), self._head[-1])
+                    held, lengths = hessian.active, hessian.log_length
                     hessian.select(self._origin, sample)
+                    if np.any(lengths[held] != hessian.log_length[held]):
+                        self._samples = remeasured(
+                            self._samples, np.exp(-hessian.log_length), self._arc_noise(sample)
+                        )
+                        self._head[-1] = sample.s
                 elif hessian.outdated:
                     hessian.renew(sample)
                 return True
@@ -329,7 +335,6 @@ class SurrogateStepper:
         theta = self._chart.theta(self._origin + state[:-1])
         field = np.array(self._objective.field(theta), dtype=float)
         self.nfev += 1
-        self._hessian.evaluations += 1
         finite = np.isfinite(field)
         if finite.all():
             return Sample(float(state[-1]), theta, field)
@@ -342,7 +347,7 @@ class SurrogateStepper:
 
     def _arc_noise(self, sample: Sample) -> float:
         """Arc length that is not resolved at a sample."""
-        return max(1e-9, 0.2 * self._tol) * float(np.max(np.abs(sample.theta), initial=0.0))
+        return max(1e-9, 0.2 * self._tol) * max(self._hessian.size(sample), 1e-4)
 
     def _trial(self, sample: Sample, t_end: float, best: int, nodes: FloatArray) -> _Trial | None:
         """Solve the surrogate with a sample at the step's end; None if that fails."""
@@ -372,7 +377,7 @@ class SurrogateStepper:
         if len(self._samples) == 1 and trial.size:
             self._curvature = max(trial.size, 0.1 * self._curvature)
         arc = abs(float(path.y[-1, -1] - self._head[-1]))
-        self._last_arc = max(arc, 1e-6 * float(np.max(np.abs(trial.samples[0].theta))))
+        self._last_arc = max(arc, 1e-6 * self._hessian.size(trial.samples[0]))
         self._head_t, self._head = float(path.t[-1]), path.y[-1]
         self._samples, self._hessian.exact = trial.samples, trial.exact
         self._inner_step, self._longest = path.step, np.inf

@@ -1,7 +1,7 @@
 """Algorithm 1: plateau, activation, transition, and again, until no product has a field."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -59,17 +59,15 @@ class Transitions:
     ----------
     objective : Objective
         The loss.
-    steppers : mapping of str to callable
-        Integrators by name, each tried where those before it find no limit point.
+    stepper : callable
+        Makes the integrator of an orbit.
     tolerance : float
         Largest |g| on the support of a limit point.
     """
 
-    def __init__(
-        self, objective: Objective, steppers: Mapping[str, StepperFactory], tolerance: float
-    ) -> None:
+    def __init__(self, objective: Objective, stepper: StepperFactory, tolerance: float) -> None:
         self._objective = objective
-        self._steppers = steppers
+        self._stepper = stepper
         self._tolerance = tolerance
         self._known: dict[tuple[tuple[int, int], ...], Transition | NoLimit] = {}
 
@@ -78,26 +76,16 @@ class Transitions:
     ) -> Transition | NoLimit:
         """Transition from `start`, reached by path[:-1], when path[-1] = (j, sign) activates."""
         if path not in self._known:
-            self._known[path] = self._limit_point(start, *path[-1])
-        return self._known[path]
-
-    def _limit_point(
-        self, start: StationaryPoint, coordinate: int, sign: int
-    ) -> Transition | NoLimit:
-        tried = []
-        for name, stepper in self._steppers.items():
-            found = limit_point(
+            coordinate, sign = path[-1]
+            self._known[path] = limit_point(
                 self._objective,
                 start,
                 coordinate,
                 sign,
                 tolerance=self._tolerance,
-                stepper=stepper,
+                stepper=self._stepper,
             )
-            if isinstance(found, Transition):
-                return found
-            tried.append(f"with {name}, {found.message}")
-        return NoLimit("; ".join(tried))
+        return self._known[path]
 
     def knows(self, path: tuple[tuple[int, int], ...]) -> bool:
         """Whether the transition at the end of `path` has been found, and costs nothing."""

@@ -13,7 +13,6 @@ from dynalyze._typing import ArrayLike, Data, FloatArray
 from dynalyze.errors import InvalidInputError, StagesOverlapWarning
 from dynalyze.flow.coordinates import BalancedCoordinates
 from dynalyze.flow.initialization import Initialization, check_initialization
-from dynalyze.flow.scipy_steppers import ScipyStepper
 from dynalyze.flow.stepper import Stepper
 from dynalyze.flow.surrogate import SurrogateStepper
 from dynalyze.models.binding import bind
@@ -113,9 +112,7 @@ def predict_stages(
     names = objective.product_names
     origin = at_origin(objective)
     tolerance = _STATIONARY * float(np.abs(origin.field).max(initial=0.0))
-    transitions = Transitions(
-        objective, {"the surrogate": orbit_stepper, "BDF": _slow_orbit_stepper}, tolerance
-    )
+    transitions = Transitions(objective, orbit_stepper, tolerance)
     stages: list[Stage] = []
     clock = LeadingOrderClock(objective.n_products)
     log_scales = [clock.b]
@@ -245,13 +242,6 @@ def _collect(
 def orbit_stepper(objective: Objective, chart: BalancedCoordinates, z0: FloatArray) -> Stepper:
     """Integrator of the orbits ψ of eq. (11), from log coordinates z0."""
     return SurrogateStepper(objective, chart, z0, tol=_ORBIT_TOLERANCE)
-
-
-def _slow_orbit_stepper(
-    objective: Objective, chart: BalancedCoordinates, z0: FloatArray
-) -> Stepper:
-    """SciPy's BDF: many times the gradients, and no length in θ that suits some units only."""
-    return ScipyStepper(objective, chart, z0, method="BDF", tol=_ORBIT_TOLERANCE)
 
 
 def _check_options(

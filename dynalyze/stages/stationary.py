@@ -11,6 +11,7 @@ _FLAT = 1e-14  # eigenvalues this small against the largest are 0 to rounding
 _FLAT_DIRECTION = "the Hessian on the support is singular to rounding: there is a flat direction"
 _FIRST_STEP = 0.1  # change of log|θ| beyond which Newton's method is too far away to be tried
 _CHORD = 1e-3  # the Hessian is kept once a step changes no log|θ| by more than this
+_ROUNDING = 1e-13  # of g, in units of the largest of its terms
 _LAST_STEP = 1e-4  # relative to each product, once Newton's method has converged
 
 
@@ -56,7 +57,8 @@ def polish(
     theta = _restricted(theta, support)
     value, field = objective.value_and_field(theta)
     residual = _largest(field[support])
-    spectrum = _scaled_spectrum(objective.hessian_columns(theta, support), support)
+    columns = objective.hessian_columns(theta, support)
+    spectrum = _scaled_spectrum(columns, support)
     while True:
         if spectrum.is_flat:
             return _FLAT_DIRECTION
@@ -76,8 +78,11 @@ def polish(
         if residual <= tolerance and stagnating:
             break
         if moved > _CHORD:
-            spectrum = _scaled_spectrum(objective.hessian_columns(theta, support), support)
-    if not residual <= tolerance:
+            columns = objective.hessian_columns(theta, support)
+            spectrum = _scaled_spectrum(columns, support)
+    # Where units are far apart, the rounding of some g_i may be more than the tolerance.
+    noise = _ROUNDING * _largest(np.abs(columns[support]) @ np.abs(theta[support]))
+    if not residual <= max(tolerance, noise):
         return f"Newton's method stops at |g| = {residual:.1e}, above {tolerance:.1e}"
     columns = objective.hessian_columns(theta, support)
     spectrum = _scaled_spectrum(columns, support)

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dynalyze import predict_stages
+from dynalyze import datasets, predict_stages
 from dynalyze.models import AttentionHead, DiagonalLinear
 
 seeds = st.integers(0, 2**32 - 1)
@@ -153,15 +153,13 @@ def test_head_with_inputs_and_targets_negated(seed):
     )
 
 
-@pytest.mark.parametrize("factor", [1e-6, 1e6])
+@pytest.mark.parametrize("factor", [1e-8, 1e-3, 1e5, 1e8])
 def test_units_far_from_one(factor):
     X, y = _linear(np.random.default_rng(0))
-    _assert_same(
-        predict_stages(DiagonalLinear(4), (factor * X, y)),
-        predict_stages(DiagonalLinear(4), (X, y)),
-        theta=1 / factor,
-        time=1 / factor,
-    )
+    usual = predict_stages(DiagonalLinear(4), (X, y))
+    unusual = predict_stages(DiagonalLinear(4), (factor * X, y))
+    _assert_same(unusual, usual, theta=1 / factor, time=1 / factor)
+    assert unusual.stats.nfev <= 1.2 * usual.stats.nfev
     X, y = _head(np.random.default_rng(1))
     _assert_same(
         predict_stages(AttentionHead(2), (X, factor * y), max_stages=1),
@@ -169,3 +167,23 @@ def test_units_far_from_one(factor):
         theta=factor,
         time=1 / factor,
     )
+
+
+def test_units_of_each_feature():
+    X, y = _linear(np.random.default_rng(0))
+    units = np.array([1e-4, 1.0, 1e2, 1e4])
+    prediction = predict_stages(DiagonalLinear(4), (X * units, y))
+    assert prediction.status == "converged"
+    least_squares = np.linalg.lstsq(X, y)[0] / units
+    np.testing.assert_allclose(prediction.theta[-1], least_squares, rtol=1e-8)
+    assert prediction.stats.nfev < 400
+
+
+@pytest.mark.parametrize(("inputs", "targets"), [(1e-2, 1e-2), (1e2, 1e2), (1.0, 1e4), (1e4, 1.0)])
+def test_head_whose_products_differ_in_size(inputs, targets):
+    # The products of W_K W_Q are as 1/inputs², those of W_V W_O as targets/inputs.
+    X, y = datasets.toy_head(n_samples=100, n_tokens=5, d_model=4, teacher="dense", rng=0)[:2]
+    prediction = predict_stages(AttentionHead(4), (inputs * X, targets * y))
+    assert prediction.status == "converged"
+    assert prediction.losses[-1] < 1e-9 * prediction.losses[0]
+    assert prediction.stats.nfev < 800

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from objectives import Quadratic, Transformed, small_head
+from objectives import Quadratic, Scaled, Transformed, small_head
 
 from dynalyze.errors import FlowError
 from dynalyze.flow.coordinates import BalancedCoordinates
@@ -73,6 +73,26 @@ def test_permutation_and_signs(seed, log10_alpha):
     walk(one, end)
     walk(two, end)
     np.testing.assert_allclose(two.z, signs * one.z[order], atol=3000 * TOL)
+
+
+@pytest.mark.parametrize(
+    ("length", "energy"), [(2.0**30, 1.0), (2.0**-40, 2.0**10), (1.0, 2.0**50)]
+)
+@pytest.mark.parametrize("seed", [1, 2])
+def test_units_do_not_matter(seed, length, energy):
+    objective = problem(seed)
+    init = Initialization.gaussian(objective.n_products, log10_alpha=-20, rng=seed)
+    chart, end = init.coordinates, 3 * init.log_inverse_alpha
+    usual = SurrogateStepper(objective, chart, init.z0, t_bound=end, tol=TOL)
+    walk(usual, end)
+    scaled = Scaled(objective, length, energy)
+    chart = type(chart)(chart.log_abs_c + np.log(length))
+    end *= length / energy
+    unusual = SurrogateStepper(scaled, chart, init.z0, t_bound=end, tol=TOL)
+    walk(unusual, end)
+    np.testing.assert_allclose(unusual.z, usual.z, atol=3000 * TOL)
+    assert unusual.nfev <= 1.1 * usual.nfev
+    assert unusual.nhcol <= 1.1 * usual.nhcol
 
 
 @settings(max_examples=8, deadline=None)
