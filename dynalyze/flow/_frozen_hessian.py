@@ -1,5 +1,7 @@
 """The Hessian columns that an integrator keeps: of which coordinates, and for how long."""
 
+from typing import NamedTuple
+
 import numpy as np
 
 from dynalyze._typing import BoolArray, FloatArray, IntArray
@@ -12,11 +14,19 @@ _ASLEEP = 1e-3  # fraction of that below which it loses the column
 _CONTRACTION = 0.15  # of fresh columns, until measured
 _BAD_CONTRACTION = 0.3
 _SLOW = 1e-6  # smallest growth rate that counts, in units of the largest
-_STALE = np.log(10.0)  # factor by which a natural length may be off
+_STALE = np.log(10.0)  # factor by which a natural length may be off, as a logarithm
 _FEW = 16  # columns that cost little more than one
 _PROBED = 4  # columns from which the first lengths are estimated
 _AGE = 10  # evaluations that columns serve at least ...
-_AGE_PER_COLUMN = 1.0  # ... or for each column: more columns are dearer
+_AGE_PER_COLUMN = 3.0  # ... or for each column: more columns are dearer
+_AT_REST = 1e-2  # arc length that those at rest have still to go
+
+
+class Selection(NamedTuple):
+    """What a new choice of the active coordinates has changed."""
+
+    lengths: bool  # the natural lengths of some that were active before
+    direction: bool  # of the path: the others rest while newcomers grow
 
 
 class FrozenHessian:
@@ -29,12 +39,10 @@ class FrozenHessian:
     ----------
     objective : Objective
         The loss.
-    up, down : ndarray, shape (p,)
-        θ = e^{up + 2z} − e^{down − 2z}.
-    z : ndarray, shape (p,)
-        Log coordinates at the start.
     start : Sample
-        The field there.
+        The field at the start.
+    log_theta : ndarray, shape (p,)
+        log|θ| there; −∞ for coordinates that never move.
     tol : float
         Error of z that a step may make.
 
@@ -59,29 +67,22 @@ class FrozenHessian:
     """
 
     def __init__(
-        self,
-        objective: Objective,
-        up: FloatArray,
-        down: FloatArray,
-        z: FloatArray,
-        start: Sample,
-        tol: float,
+        self, objective: Objective, start: Sample, log_theta: FloatArray, tol: float
     ) -> None:
-        self._objective = objective
-        self._up, self._down, self._tol = up, down, tol
+        p = log_theta.size
+        self._objective, self._tol = objective, tol
         self.rate = float(np.max(np.abs(start.field), initial=0.0)) or 1.0
-        self.log_length = np.full(up.size, np.inf)
-        self._coupling = np.zeros(up.size)  # largest |H_ji| over j, as far as known
-        self._known = np.zeros(up.size, dtype=bool)
+        self.log_length = np.full(p, np.inf)
+        self._coupling = np.zeros(p)  # largest |H_ji| over j, as far as known
+        self._known = np.zeros(p, dtype=bool)
         self.contraction = _CONTRACTION
         self.evaluations = self.nhev = self.nhcol = 0
-        mobile = np.flatnonzero(np.maximum(up, down) > -np.inf)
+        mobile = np.flatnonzero(log_theta > -np.inf)
         fastest = np.argsort(-np.abs(start.field[mobile]), kind="stable")[:_PROBED]
         self.active: IntArray = np.sort(mobile[fastest])
         self.columns = self._evaluate(start, self.active)
         self.exact: Sample | None = start
         self._measure_lengths(start, self.active)
-        self.select(z, start)
 
     @property
     def outdated(self) -> bool:
@@ -103,8 +104,8 @@ class FrozenHessian:
         self.contraction = min(1.0, max(contraction, 0.5 * self.contraction, 0.03))
 
     def thresholds(self, field: FloatArray) -> FloatArray:
-        """log|θ| at which a coordinate needs a column, ∞ where it has one; (p,)."""
-        levels = self._levels(field)
+        """log|θ| in natural lengths at which a coordinate needs a column, ∞ if it has one; (p,)."""
+        levels = self._levels(field) - self.log_length
         levels[self.active] = np.inf
         return levels
 
@@ -114,26 +115,54 @@ class FrozenHessian:
         levels: FloatArray = np.log(_DROWSY * self._tol) + np.log(rates / self._couplings())
         return levels
 
-    def select(self, z: FloatArray, sample: Sample) -> None:
-        """Choose the active coordinates anew at log coordinates z, and see to their columns."""
-        field = sample.field
-        log_theta: FloatArray = np.maximum(self._up + 2 * z, self._down - 2 * z)
-        growth = 2 * np.sign(z) * field
-        held = np.zeros(z.size, dtype=bool)
-        held[self.active] = True
+    def select(self, sample: Sample, log_theta: FloatArray, growth: FloatArray) -> Selection:
+        """Choose the active coordinates anew, and see to their columns.
+
+        Parameters
+        ----------
+        sample : Sample
+            The field at the present point.
+        log_theta : ndarray, shape (p,)
+            log|θ|.
+        growth : ndarray, shape (p,)
+            Its rate, for what has left 0 behind.
+        """
+        field, started, lengths = sample.field, self.active, self.log_length
+        held = np.zeros(field.size, dtype=bool)
+        held[started] = True
         keeps = held & (log_theta > self._levels(field) + np.log(_ASLEEP))
         while True:
             # Columns of newcomers may show that others are coupled more strongly than was known.
-            levels, lengths = self._levels(field), self.log_length
+            levels = self._levels(field)
             woken = ~held & (log_theta > levels - 0.1)
-            woken |= _soon(woken, log_theta - lengths, growth, levels - lengths)
+            soon = _soon(woken, log_theta, growth, levels, self.log_length)
+            woken |= soon & ~held
+            keeps |= soon & held
             before, self.active = self.active, np.flatnonzero(keeps | woken)
-            new = self.active[~held[self.active]]
             self._extend(before, sample)
+            new = np.flatnonzero(woken)
             self._measure_lengths(sample, new)
             if not new.size:
-                return
-            held[new] = keeps[new] = True
+                break
+            held |= woken
+            keeps |= woken
+        return Selection(
+            bool(np.any(lengths[started] != self.log_length[started])),
+            self._turns(sample, log_theta, growth, started),
+        )
+
+    def _turns(
+        self, sample: Sample, log_theta: FloatArray, growth: FloatArray, before: IntArray
+    ) -> bool:
+        """Whether those active before rest while the fastest newcomer grows to its length."""
+        new = np.setdiff1d(self.active, before)
+        new = new[growth[new] > 0]
+        if not new.size:
+            return False
+        wait = float(np.min((self.log_length - log_theta)[new] / growth[new]))
+        rates = np.exp(log_theta - self.log_length) * growth
+        speed = float(np.linalg.norm(rates[np.intersect1d(before, self.active)]))
+        return speed * wait < _AT_REST
 
     def _measure_lengths(self, sample: Sample, new: IntArray) -> None:
         """Natural lengths at a sample, after the columns of some coordinates were evaluated.
@@ -194,11 +223,17 @@ class FrozenHessian:
         self.evaluations = 0
 
 
-def _soon(new: BoolArray, sizes: FloatArray, growth: FloatArray, levels: FloatArray) -> BoolArray:
-    """Mask of the coordinates that wake while the new ones grow to order one; (p,)."""
+def _soon(
+    new: BoolArray,
+    log_theta: FloatArray,
+    growth: FloatArray,
+    levels: FloatArray,
+    log_length: FloatArray,
+) -> BoolArray:
+    """Mask of the coordinates that wake while the new ones grow to their lengths; (p,)."""
     new = new & (growth > 0)
     if not new.any():
         return new
-    wait = float(np.max(-sizes[new] / growth[new], initial=0.0))
-    soon: BoolArray = (growth > 0) & (sizes + growth * wait > levels)
+    wait = float(np.max((log_length - log_theta)[new] / growth[new], initial=0.0))
+    soon: BoolArray = (growth > 0) & (log_theta + growth * wait > levels)
     return soon

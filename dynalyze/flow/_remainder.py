@@ -6,10 +6,13 @@ that a new H needs no new gradients. Where H was evaluated, dr/ds = 0 is known a
 """
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
 from dynalyze._typing import FloatArray, IntArray
+
+_GROWTH = 2.0  # of divided differences with the order, in natural lengths
 
 
 @dataclass(eq=False)
@@ -21,18 +24,12 @@ class Sample:
     field: FloatArray  # (p,)
 
 
-def remeasured(samples: list[Sample], weights: FloatArray, noise: float) -> list[Sample]:
-    """Count the arc length between samples, newest first, in other units, by their chords.
+class Polynomial(NamedTuple):
+    """r ≈ Σ_m coefficients[m] ∏_{i<m} (s − nodes[i]), constant from s_last on."""
 
-    What is not farther than `noise` from a newer one is left out.
-    """
-    kept = samples[:1]
-    for sample in samples[1:]:
-        chord = float(np.linalg.norm(weights * (kept[-1].theta - sample.theta)))
-        if chord > noise:
-            sample.s = kept[-1].s - chord
-            kept.append(sample)
-    return kept
+    nodes: FloatArray  # (n,)
+    coefficients: FloatArray  # (m ≤ n, p)
+    s_last: float
 
 
 def newton_form(
@@ -75,23 +72,30 @@ def is_doubled(nodes: FloatArray) -> bool:
     return len(nodes) > 1 and bool(nodes[0] == nodes[1])
 
 
-def error_sizes(nodes: FloatArray, newton: FloatArray, order: int, curvature: float) -> FloatArray:
+def is_alone(nodes: FloatArray) -> bool:
+    """Whether all nodes are of one point."""
+    return len(nodes) == 1 + is_doubled(nodes)
+
+
+def error_sizes(nodes: FloatArray, newton: FloatArray, order: int, first: FloatArray) -> FloatArray:
     """Factors E_m of the interpolation error E_m ∏_{i<m} |s − x_i| with m nodes.
 
-    They are the divided differences that one node more shows; `curvature` stands in where no
-    more is known than one point.
+    They are the divided differences that one node more shows. For all n nodes that is not known:
+    in natural lengths E_n is taken to be a little more than E_{n−1}. Where there is but one
+    point, the entries of `first` stand in, for m = 1 and for m = 2.
 
     Returns
     -------
     ndarray, shape (M + 1,)
         E_m for m = 1 … M ≤ order; the entry 0 means nothing.
     """
-    n, doubled = len(nodes), is_doubled(nodes)
-    alone = n == 1 + doubled
-    sizes = np.zeros(min(n + alone, order + 1))
+    n = len(nodes)
+    sizes = np.zeros(min(n, order) + 1)
     sizes[1:n] = np.max(np.abs(newton[1:]), axis=1, initial=0.0)[: len(sizes) - 1]
-    if alone:
-        sizes[n] = curvature
-    if doubled:
+    if is_alone(nodes):
+        sizes[n] = first[n - 1]
+    elif n < len(sizes):
+        sizes[n] = _GROWTH * sizes[n - 1]
+    if is_doubled(nodes):
         sizes[1] = np.inf  # a constant is right as if by two nodes
     return sizes

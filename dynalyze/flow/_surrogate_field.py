@@ -18,6 +18,7 @@ class Surrogate(NamedTuple):
     down: FloatArray  # (p,)
     active: IntArray  # (k,), coordinates whose Hessian columns are in use
     columns: FloatArray  # (p, k), H
+    # the polynomial of the remainder, as _remainder.Polynomial
     nodes: FloatArray  # (n,), P in Newton's form ...
     newton: FloatArray  # (n' ≤ n, p), ... and its coefficients
     s_last: float  # P is constant beyond

@@ -3,12 +3,19 @@
 It evaluates no gradient: its cost is k × k linear algebra for k active coordinates.
 """
 
-from typing import NamedTuple
-
 import numpy as np
 from numba import njit
 
 from dynalyze._typing import FloatArray
+from dynalyze.flow._path import (
+    ERROR_LIMIT,
+    FAILED,
+    NEWCOMER,
+    PAUSED,
+    REACHED_END,
+    Limits,
+    Path,
+)
 from dynalyze.flow._surrogate_field import (
     Surrogate,
     dense_coefficients,
@@ -17,12 +24,6 @@ from dynalyze.flow._surrogate_field import (
     work_space,
 )
 
-FAILED = -1
-REACHED_END = 1
-NEWCOMER = 2  # a passive coordinate has reached its threshold
-ERROR_LIMIT = 3  # the predicted error has reached its target
-PAUSED = 4  # many steps were made: time for a look from outside
-
 # Gauss–Legendre on [0, 1], for the integrals of the interpolation error along the path
 _POINTS = np.array(
     [0.06943184420297371, 0.33000947820757187, 0.6699905217924281, 0.930568155797026]
@@ -30,40 +31,9 @@ _POINTS = np.array(
 _WEIGHTS = np.array(
     [0.1739274225687269, 0.3260725774312731, 0.3260725774312731, 0.1739274225687269]
 )
-_MOST_STEPS = 400
-_PAUSE = 60
+_MOST_STEPS = 1000
+_PAUSE = 400
 _OVERSHOOT = 0.1  # in log|θ|, at a newcomer's threshold
-
-
-class Limits(NamedTuple):
-    """When to stop before the end time.
-
-    With m nodes x the remainder is known up to an error of about E_m ∏ (s − x_i). Its integral
-    along the path is the error of the predictor; with the path's end as the newest of the m
-    nodes, that of the step once the field is known there.
-    """
-
-    free: bool  # False: nothing but the end time stops
-    nodes: FloatArray  # (n,), x, newest first
-    sizes: FloatArray  # (M + 1,), E_m for m = 1 … M
-    target: float  # largest error of the step, in z
-    predictor_target: float  # largest error of the predictor, in z
-    thresholds: FloatArray  # (p,), log|θ| of newcomers, ∞ where it does not matter
-
-
-class Path(NamedTuple):
-    """A solution of the surrogate flow."""
-
-    status: int  # one of the constants of this module
-    t: FloatArray  # (n + 1,), inner steps
-    y: FloatArray  # (n + 1, p + 1), z and s
-    rates: FloatArray  # (n + 1, p), dz/dt
-    quadratic: FloatArray  # (n, p + 1), coefficients of the dense output
-    cubic: FloatArray  # (n, p + 1)
-    plain: FloatArray  # (M + 1,), ∫ ω dt, ω = ∏_{i < m−1} (s − x_i)
-    moment: FloatArray  # (M + 1,), ∫ ω s dt
-    best: int  # m of the smallest predicted error
-    step: float  # inner step to go on with
 
 
 @njit(cache=True, error_model="numpy")

@@ -2,33 +2,31 @@
 
 from collections import deque
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 import numpy as np
 
 from dynalyze._typing import FloatArray
 from dynalyze.errors import FlowError, InvalidInputError
 from dynalyze.flow._frozen_hessian import FrozenHessian
-from dynalyze.flow._piece import Piece, pieces
-from dynalyze.flow._remainder import Sample, error_sizes, is_doubled, newton_form, remeasured
+from dynalyze.flow._head import Head
+from dynalyze.flow._history import History
+from dynalyze.flow._path import NEWCOMER, Limits, Path, Piece, no_limits, pieces
+from dynalyze.flow._remainder import Polynomial, Sample, is_alone, newton_form
 from dynalyze.flow.coordinates import Chart
 from dynalyze.flow.stepper import Segment
 from dynalyze.models.protocol import Objective
 
-if TYPE_CHECKING:
-    from dynalyze.flow._surrogate_path import Limits, Path
-
 _ORDER = 6  # highest number of nodes of the predictor
-_TARGET = 0.4  # error aimed at, in units of tol
-_CONVERGED = 0.2  # largest change that a further evaluation would make, in units of tol
+_SHARE = 0.2  # of tol, for one step: steps add up, and a slow coordinate crosses later by 1/|g|
+_TARGET = 0.05  # error aimed at, in units of a step's share
+_CONVERGED = 0.1  # largest change that a further evaluation would make, in the same units
 _FARTHEST = 0.1  # largest correction of z in any step
-_INNER = 0.02  # error of an inner step, in units of tol
+_INNER = 0.02  # error of an inner step, in units of a step's share
 _LOOSER = 5.0  # the same for the predictor, in units of the corrector's
-_EXTRAPOLATION = 2.0  # largest, in units of the span of the newest nodes
 _MOST_CORRECTIONS = 3
 _MOST_ATTEMPTS = 40
-_PATIENCE = 3  # attempts after which the Hessian is renewed and the step shortened
-_ROUNDING = 1e-14  # of the field, in units of its own size
+_PATIENCE = 5  # attempts after which the Hessian is renewed and the step shortened
 _LATEST = 1e300  # flow time beyond which nothing can be represented
 
 
@@ -45,7 +43,7 @@ class _Trial:
 
     samples: list[Sample]  # newest first
     exact: Sample | None  # where the Hessian columns are exact
-    path: "Path"
+    path: Path
     size: float  # highest divided difference of the remainder
     error: float  # of z
 
@@ -80,11 +78,12 @@ class SurrogateStepper:
     t_bound : float, optional
         Flow time not to step beyond.
     tol : float
-        Absolute error of z per step. The error of a crossing time is that of z over |g|.
+        Error of z that is aimed at. The error of a crossing time is that of z over |g|.
     order : int, optional
         Highest number m of nodes, 2 to 6.
     fixed_step : float, optional
-        Flow time of every step, instead of error control: for convergence studies.
+        Flow time of every step once `order` values of the field are known, instead of error
+        control: for convergence studies.
 
     Raises
     ------
@@ -108,24 +107,21 @@ class SurrogateStepper:
             raise InvalidInputError(f"order={order} must be from 2 to {_ORDER}")
         self.nfev = 0
         self._objective, self._chart = objective, chart
-        self._up, self._down = chart.log_amplitudes()
-        self._t_bound, self._tol = t_bound, tol
+        self._t_bound, self._tol = t_bound, _SHARE * tol
         self._order, self._fixed_step = order, fixed_step
         self._ready: deque[Piece] = deque()
         self._t, self._z = float(t), np.array(z, dtype=float)
         # The end of the last corrected path, of which pieces may still be to hand out.
-        self._head_t, self._head = self._t, np.zeros(self._z.size + 1)  # (p + 1,), z − origin and s
-        self._origin = self._z
+        self._head = Head(*chart.log_amplitudes(), self._t, self._z)
         self._broken = "the field changes too fast"
-        sample = self._sample(self._head)
+        sample = self._sample(self._head.y)
         if sample is None:
             raise self._failure(self._broken)
         self._field = sample.field
-        self._samples = [sample]  # newest first
-        self._hessian = FrozenHessian(objective, self._up, self._down, self._z, sample, tol)
-        self._curvature = self._hessian.rate  # of the remainder, |r''|/2, until measured
-        self._inner_step = 1e-3 / self._hessian.rate
-        self._last_arc = 1e-3
+        self._hessian = FrozenHessian(objective, sample, self._head.log_theta, self._tol)
+        self._history = History(sample, self._hessian.rate, order)
+        self._select(sample)
+        self._head.inner_step = 1e-3 / self._hessian.rate
         self._longest = np.inf
 
     @property
@@ -162,177 +158,23 @@ class SurrogateStepper:
             If the field is not finite wherever tried, or no step is small enough.
         """
         if not self._ready:
-            if self._fixed_step is not None:
-                self._advance_by(self._fixed_step)
-            else:
+            if self._fixed_step is None or len(self._history.samples) < self._order:
                 self._advance()
+            else:
+                self._advance_by(self._fixed_step)
         piece = self._ready.popleft()
         self._t, self._z, self._field = piece.t_end, piece.last, piece.rates
         return piece
 
     def _failure(self, why: str) -> FlowError:
         return FlowError(
-            f"the flow cannot be continued from t = {self._head_t}: {why}. Try a larger tol, or "
+            f"the flow cannot be continued from t = {self._head.t}: {why}. Try a larger tol, or "
             "another method"
         )
 
-    def _advance(self) -> None:
-        """Make one step of the multistep method; its pieces go to `_ready`."""
-        hessian = self._hessian
-        distrust = np.ones(self._order + 2)
-        for attempt in range(_MOST_ATTEMPTS):
-            path, nodes = self._predict(distrust)
-            if path.status < 0:
-                self._simplify()
-            elif self._correct(path, nodes, distrust):
-                return
-            else:
-                if (
-                    attempt >= (1 if hessian.cheap else _PATIENCE)
-                    and self._samples[0] is not hessian.exact
-                ):
-                    hessian.renew(self._samples[0])
-                if attempt >= _PATIENCE:
-                    hessian.exact = None  # in case it is not, after all
-                    self._longest = 0.3 * float(path.t[-1] - self._head_t)
-        raise self._failure(f"{_MOST_ATTEMPTS} attempts at a step failed")
-
-    def _simplify(self) -> None:
-        """Make the surrogate a better or a simpler one, after it could not be solved."""
-        if self._samples[0] is not self._hessian.exact:
-            self._hessian.renew(self._samples[0])
-        elif len(self._samples) > 1:
-            self._samples = self._samples[:1]
-        else:
-            self._inner_step *= 1e-3
-            self._longest = 1e-2 * min(self._longest, 1.0 / self._hessian.rate)
-
-    def _remainder(
-        self, samples: list[Sample], exact: Sample | None
-    ) -> tuple[FloatArray, FloatArray]:
-        return newton_form(samples, exact, self._hessian.active, self._hessian.columns)
-
-    def _predict(self, distrust: FloatArray) -> tuple["Path", FloatArray]:
-        """Follow the surrogate until its predicted error reaches the target."""
-        from dynalyze.flow._surrogate_path import Limits
-
-        hessian, s = self._hessian, float(self._head[-1])
-        nodes, newton = self._remainder(self._samples[: self._order + 1], hessian.exact)
-        doubled = is_doubled(nodes)
-        sizes = error_sizes(nodes, newton, self._order, self._curvature)
-        # within bounds whose powers are finite
-        scale = float(np.clip(hessian.size(self._samples[0]), 1e-30, 1e30))
-        floor = _ROUNDING * float(np.max(np.abs(newton[0]))) / scale ** np.arange(len(sizes))
-        sizes = np.clip(sizes, floor, 1e200) * distrust[: len(sizes)]
-        reach = np.cumprod(np.abs(s + self._last_arc - nodes[: len(sizes) - 1]))
-        terms = min(int(np.argmin(sizes[1:] * reach)) + 1, len(nodes))
-        # An extrapolated polynomial may feed on itself: what moves s moves P(s).
-        span = float(np.ptp(nodes[: min(terms, 3)]))
-        s_last = np.inf if doubled else max(s, nodes[0]) + _EXTRAPOLATION * span
-        limits = Limits(
-            free=True,
-            nodes=nodes,
-            sizes=sizes,
-            target=_TARGET * self._tol,
-            predictor_target=min(_CONVERGED * self._tol / hessian.contraction, _FARTHEST),
-            thresholds=hessian.thresholds(self._samples[0].field) - hessian.log_length,
-        )
-        t_end = min(self._t_bound, self._head_t + self._longest, _LATEST)
-        if not t_end > self._head_t:
-            raise self._failure(self._why_no_time())
-        tol = _LOOSER * _INNER * self._tol
-        return self._follow(t_end, tol, nodes, newton[:terms], s_last, limits), nodes
-
-    def _why_no_time(self) -> str:
-        if self._head_t >= self._t_bound:
-            return f"t_bound={self._t_bound} is reached"
-        if np.isfinite(self._longest):
-            return f"no step is short enough: beyond, {self._broken}"
-        return "nothing moves any more, however long the flow time"
-
-    def _follow(
-        self,
-        t_end: float,
-        tol: float,
-        nodes: FloatArray,
-        newton: FloatArray,
-        s_last: float,
-        limits: "Limits",
-    ) -> "Path":
-        from dynalyze.flow._surrogate_field import Surrogate
-        from dynalyze.flow._surrogate_path import follow
-
-        hessian = self._hessian
-        # Counted from an origin nearby, active z are small, and their rounding no noise in θ.
-        shift, active = 2 * self._origin, hessian.active
-        flow = Surrogate(
-            self._up + shift - hessian.log_length,
-            self._down - shift - hessian.log_length,
-            active,
-            hessian.columns * np.exp(hessian.log_length[active]),
-            nodes,
-            newton,
-            s_last,
-        )
-        first_step = min(self._inner_step, t_end - self._head_t)
-        path: Path = follow(flow, self._head, self._head_t, t_end, first_step, tol, limits)
-        return path
-
-    def _correct(self, path: "Path", nodes: FloatArray, distrust: FloatArray) -> bool:
-        """Evaluate the field at the end of the predicted path; whether the step is accepted."""
-        from dynalyze.flow._surrogate_path import NEWCOMER
-
-        t_end, state, best = float(path.t[-1]), path.y[-1], path.best
-        tol, hessian, change, error = self._tol, self._hessian, np.inf, 0.0
-        for iteration in range(_MOST_CORRECTIONS):
-            sample = self._sample(state)
-            hessian.evaluations += 1
-            if sample is None:
-                self._longest = 0.1 * (t_end - self._head_t)
-                return False
-            trial = self._trial(sample, t_end, best, nodes)
-            if trial is None:
-                break
-            end, error = trial.path.y[-1], trial.error
-            before, change = change, float(np.max(np.abs(end[:-1] - state[:-1])))
-            if iteration and before > 0:
-                hessian.measure(change / before)
-            noise = self._arc_noise(sample)
-            arc, moved = abs(sample.s - self._head[-1]), abs(end[-1] - sample.s)
-            converged = (
-                hessian.contraction * change <= _CONVERGED * tol
-                and change < _FARTHEST
-                and moved <= 0.4 * arc + noise
-            )
-            if converged and error <= tol:
-                self._accept(trial)
-                if path.status == NEWCOMER:
-                    self._origin = self._origin + self._head[:-1]
-                    self._head = np.append(np.zeros(self._z.size), self._head[-1])
-                    held, lengths = hessian.active, hessian.log_length
-                    hessian.select(self._origin, sample)
-                    if np.any(lengths[held] != hessian.log_length[held]):
-                        self._samples = remeasured(
-                            self._samples, np.exp(-hessian.log_length), self._arc_noise(sample)
-                        )
-                        self._head[-1] = sample.s
-                elif hessian.outdated:
-                    hessian.renew(sample)
-                return True
-            if converged or error > 3 * tol or moved > arc + noise or hessian.contraction > 0.7:
-                break
-            state = end
-        lack = hessian.contraction * change / _CONVERGED if np.isfinite(change) else 0.0
-        excess = min(max(error / _TARGET / tol, lack / tol, 2.0), 100.0)
-        if len(nodes) == 1 + is_doubled(nodes):
-            self._curvature *= excess
-        else:
-            distrust[best:] *= excess
-        return False
-
     def _sample(self, state: FloatArray) -> Sample | None:
         """Evaluate the field at (z, s); None where it is not finite."""
-        theta = self._chart.theta(self._origin + state[:-1])
+        theta = self._chart.theta(self._head.origin + state[:-1])
         field = np.array(self._objective.field(theta), dtype=float)
         self.nfev += 1
         finite = np.isfinite(field)
@@ -345,52 +187,156 @@ class SurrogateStepper:
         )
         return None
 
+    def _advance(self) -> None:
+        """Make one step of the multistep method; its pieces go to `_ready`."""
+        hessian = self._hessian
+        distrust = np.ones(self._order + 2)
+        for attempt in range(_MOST_ATTEMPTS):
+            path, nodes = self._predict(distrust)
+            if path.status < 0:
+                self._simplify()
+                continue
+            if self._correct(path, nodes, distrust):
+                return
+            renews = attempt >= (1 if hessian.cheap else _PATIENCE)
+            if renews and self._history.newest is not hessian.exact:
+                hessian.renew(self._history.newest)
+            if attempt >= _PATIENCE:
+                hessian.exact = None  # in case it is not, after all
+                self._longest = 0.3 * float(path.t[-1] - self._head.t)
+        raise self._failure(f"{_MOST_ATTEMPTS} attempts at a step failed")
+
+    def _simplify(self) -> None:
+        """Make the surrogate a better or a simpler one, after it could not be solved."""
+        if self._history.newest is not self._hessian.exact:
+            self._hessian.renew(self._history.newest)
+        elif len(self._history.samples) > 1:
+            self._history.forget()
+        else:
+            self._head.inner_step *= 1e-3
+            self._longest = 1e-2 * min(self._longest, 1.0 / self._hessian.rate)
+
+    def _predict(self, distrust: FloatArray) -> tuple[Path, FloatArray]:
+        """Follow the surrogate until its predicted error reaches the target."""
+        hessian, head = self._hessian, self._head
+        polynomial, sizes = self._history.extrapolation(hessian, head.s, distrust)
+        limits = Limits(
+            free=True,
+            nodes=polynomial.nodes,
+            sizes=sizes,
+            target=_TARGET * self._tol,
+            predictor_target=min(_CONVERGED * self._tol / hessian.contraction, _FARTHEST),
+            thresholds=hessian.thresholds(self._history.newest.field),
+        )
+        t_end = min(self._t_bound, head.t + self._longest, _LATEST)
+        if not t_end > head.t:
+            raise self._failure(self._why_no_time())
+        tol = _LOOSER * _INNER * self._tol
+        return head.follow(hessian, polynomial, t_end, tol, limits), polynomial.nodes
+
+    def _why_no_time(self) -> str:
+        if self._head.t >= self._t_bound:
+            return f"t_bound={self._t_bound} is reached"
+        if np.isfinite(self._longest):
+            return f"no step is short enough: beyond, {self._broken}"
+        return "nothing moves any more, however long the flow time"
+
+    def _correct(self, path: Path, nodes: FloatArray, distrust: FloatArray) -> bool:
+        """Evaluate the field at the end of the predicted path; whether the step is accepted."""
+        t_end, state, best = float(path.t[-1]), path.y[-1], path.best
+        tol, hessian, change, error = self._tol, self._hessian, np.inf, 0.0
+        for iteration in range(_MOST_CORRECTIONS):
+            sample = self._sample(state)
+            hessian.evaluations += 1
+            if sample is None:
+                self._longest = 0.1 * (t_end - self._head.t)
+                return False
+            trial = self._trial(sample, t_end, best, nodes)
+            if trial is None:
+                break
+            end, error = trial.path.y[-1], trial.error
+            before, change = change, float(np.max(np.abs(end[:-1] - state[:-1])))
+            if iteration and before > 0:
+                hessian.measure(change / before)
+            noise = self._arc_noise(sample)
+            arc, moved = abs(sample.s - self._head.s), abs(end[-1] - sample.s)
+            converged = (
+                hessian.contraction * change <= _CONVERGED * tol
+                and change < _FARTHEST
+                and moved <= 0.4 * arc + noise
+            )
+            if converged and error <= tol:
+                self._accept(trial)
+                if path.status == NEWCOMER:
+                    self._head.center(self._head.s)
+                    self._select(sample)
+                elif hessian.outdated:
+                    hessian.renew(sample)
+                return True
+            if converged or error > 3 * tol or moved > arc + noise or hessian.contraction > 0.7:
+                break
+            state = end
+        lack = hessian.contraction * change / _CONVERGED if np.isfinite(change) else 0.0
+        excess = min(max(error / _TARGET / tol, lack / tol, 2.0), 100.0)
+        if is_alone(nodes):
+            self._history.distrust(len(nodes), excess)
+        else:
+            distrust[best:] *= excess
+        return False
+
     def _arc_noise(self, sample: Sample) -> float:
         """Arc length that is not resolved at a sample."""
         return max(1e-9, 0.2 * self._tol) * max(self._hessian.size(sample), 1e-4)
 
     def _trial(self, sample: Sample, t_end: float, best: int, nodes: FloatArray) -> _Trial | None:
         """Solve the surrogate with a sample at the step's end; None if that fails."""
-        from dynalyze.flow._surrogate_path import Limits
-
-        exact = self._hessian.exact
+        head, hessian, known = self._head, self._hessian, self._history.samples
+        exact = hessian.exact
         # A sample too close to the newest one takes its place, and adds nothing to the degree.
         close = abs(sample.s - nodes[0]) < self._arc_noise(sample)
-        if close and self._samples[0] is exact:
+        if close and known[0] is exact:
             exact = sample
-        samples = [sample, *self._samples[1 if close else 0 :]]
-        new_nodes, newton = self._remainder(samples[: best + 1], exact)
+        samples = [sample, *known[1 if close else 0 :]]
+        new_nodes, newton = newton_form(samples[: best + 1], exact, hessian.active, hessian.columns)
         terms = min(best if close else best + 1, len(new_nodes))
-        limits = Limits(False, nodes, np.zeros(best + 1), 1.0, 1.0, np.zeros(0))
-        s_last = max(sample.s, float(self._head[-1]))
-        path = self._follow(t_end, _INNER * self._tol, new_nodes, newton[:terms], s_last, limits)
+        polynomial = Polynomial(new_nodes, newton[:terms], max(sample.s, head.s))
+        limits = no_limits(nodes, best)
+        path = head.follow(hessian, polynomial, t_end, _INNER * self._tol, limits)
         if path.status < 0:
             return None
         size = float(np.max(np.abs(newton[best]))) if terms > best else 0.0
         error = size * abs(path.moment[best] - sample.s * path.plain[best])
-        return _Trial(samples[: self._order + 2], exact, path, size, error)
+        return _Trial(samples, exact, path, size, error)
 
     def _accept(self, trial: _Trial) -> None:
         """Hand out the path and go on from its end."""
         path = trial.path
-        self._ready.extend(pieces(path, self._origin))
-        if len(self._samples) == 1 and trial.size:
-            self._curvature = max(trial.size, 0.1 * self._curvature)
-        arc = abs(float(path.y[-1, -1] - self._head[-1]))
-        self._last_arc = max(arc, 1e-6 * self._hessian.size(trial.samples[0]))
-        self._head_t, self._head = float(path.t[-1]), path.y[-1]
-        self._samples, self._hessian.exact = trial.samples, trial.exact
-        self._inner_step, self._longest = path.step, np.inf
+        self._ready.extend(pieces(path, self._head.origin))
+        arc = abs(float(path.y[-1, -1]) - self._head.s)
+        self._history.append(trial.samples, self._hessian, arc, trial.size)
+        self._head.move(path)
+        self._hessian.exact = trial.exact
+        self._longest = np.inf
+
+    def _select(self, sample: Sample) -> None:
+        """Choose the active coordinates anew at the head, where the newest sample is."""
+        head, hessian = self._head, self._hessian
+        selection = hessian.select(sample, head.log_theta, head.growth(sample.field))
+        if selection.lengths:
+            weights = np.exp(-hessian.log_length)
+            self._history.remeasure(weights, self._arc_noise(sample))
+            head.center(sample.s)
+        if selection.direction:
+            self._history.forget()
 
     def _advance_by(self, step: float) -> None:
         """Step of given length and highest order, without error control."""
-        from dynalyze.flow._surrogate_path import Limits
-
-        t_end = min(self._head_t + step, self._t_bound)
-        nodes, newton = self._remainder(self._samples[: self._order], self._hessian.exact)
+        t_end = min(self._head.t + step, self._t_bound)
+        hessian, samples = self._hessian, self._history.samples[: self._order]
+        nodes, newton = newton_form(samples, hessian.exact, hessian.active, hessian.columns)
         terms = min(self._order, len(nodes))
-        limits = Limits(False, nodes, np.zeros(1), 1.0, 1.0, np.zeros(0))
-        path = self._follow(t_end, _INNER * self._tol, nodes, newton[:terms], np.inf, limits)
+        polynomial, limits = Polynomial(nodes, newton[:terms], np.inf), no_limits(nodes, 0)
+        path = self._head.follow(hessian, polynomial, t_end, _INNER * self._tol, limits)
         sample = self._sample(path.y[-1]) if path.status > 0 else None
         trial = self._trial(sample, t_end, terms, nodes) if sample is not None else None
         if trial is None:

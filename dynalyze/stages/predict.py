@@ -27,7 +27,7 @@ from dynalyze.stages.prediction import StagePrediction, Stats
 from dynalyze.stages.stationary import StationaryPoint, at_origin
 from dynalyze.stages.transition import ONSET
 
-_ORBIT_TOLERANCE = 1e-5  # error of log coordinates for each step along an orbit
+_ORBIT_TOLERANCE = 1e-4  # error of log coordinates along an orbit
 _MOST_FINITE = 2  # stages at a finite α, in units of those of the limit
 _STATIONARY = 1e-10  # |g| on the support at a limit point, relative to max|g(0)|
 

@@ -18,9 +18,9 @@ def end_point(stepper, t):
     return stepper.z
 
 
-@pytest.mark.parametrize("order", [2, 3])
+@pytest.mark.parametrize("order", [2, 3, 4, 5, 6])
 def test_empirical_order(order):
-    # The first steps have fewer nodes, which limits the order at fixed steps to 4 from then on.
+    # m nodes make a method of order m + 1, for as long as the coordinates move.
     objective = small_head(noise=0.1)
     init = Initialization.gaussian(objective.n_products, log10_alpha=-0.5, rng=1)
     chart, end = init.coordinates, 1.0
@@ -33,21 +33,14 @@ def test_empirical_order(order):
         atol=1e-14,
     ).y[:, -1]
     errors = []
-    for n_steps in (8, 16, 32, 64):
+    for step in end / np.array([8, 16, 32]):
         stepper = SurrogateStepper(
-            objective,
-            chart,
-            init.z0,
-            t_bound=end,
-            tol=1e-10,
-            order=order,
-            fixed_step=end / n_steps,
+            objective, chart, init.z0, t_bound=end, tol=1e-10, order=order, fixed_step=step
         )
         errors.append(np.max(np.abs(end_point(stepper, end) - exact)))
-        assert stepper.nfev == n_steps + 1
-    observed = np.log2(np.array(errors[:-1]) / errors[1:])
-    assert order + 0.5 < observed[-1] < order + 1.7
-    assert errors[-1] < 1e-5
+    errors = np.array([error for error in errors if error > 1e-11])  # the reference has 1e-12
+    assert errors[-1] < 1e-7
+    assert np.log2(errors[-2] / errors[-1]) == pytest.approx(order + 1, abs=0.15)
 
 
 @pytest.mark.parametrize("log10_alpha", [-2, -20, -1000])
@@ -61,8 +54,8 @@ def test_linear_models_need_next_to_no_gradients(log10_alpha):
     stepper = SurrogateStepper(objective, init.coordinates, init.z0, t_bound=end, tol=1e-8)
     z = end_point(stepper, end)
     np.testing.assert_allclose(init.coordinates.theta(z), objective.a, atol=1e-7)
-    assert stepper.nfev < 90
-    assert stepper.nhev < 30
+    assert stepper.nfev < 40
+    assert stepper.nhev < 10
 
 
 def test_logistic_growth_on_the_balanced_chart():

@@ -55,7 +55,7 @@ def test_self_convergence_and_work_at_1e_minus_1000():
         assert far.nfev + far.nhcol < 1.5 * (near.nfev + near.nhcol)
 
 
-@pytest.mark.parametrize("log10_alpha", [-100, -1000])
+@pytest.mark.parametrize("log10_alpha", [-20, -100, -1000])
 def test_fewer_gradients_than_cvode_at_a_smaller_error(log10_alpha):
     objective = small_head(noise=0.1)
     init = Initialization.gaussian(objective.n_products, log10_alpha=log10_alpha, rng=1)
