@@ -12,15 +12,17 @@ _ROUNDING = 1e-14
 
 
 class Surrogate(NamedTuple):
-    """The flow of y = (z, s) under dz/dt = P(s) − H θ(z), with s the arc length of θ."""
+    """The flow of y = (z, s) under dz/dt = P(s) − H θ(z), with s the arc length of θ.
+
+    θ is in natural lengths.
+    """
 
     up: FloatArray  # (p,), θ = e^{up + 2z} − e^{down − 2z}
     down: FloatArray  # (p,)
     active: IntArray  # (k,), coordinates whose Hessian columns are in use
     columns: FloatArray  # (p, k), H
-    # the polynomial of the remainder, as _remainder.Polynomial
-    nodes: FloatArray  # (n,), P in Newton's form ...
-    newton: FloatArray  # (n' ≤ n, p), ... and its coefficients
+    nodes: FloatArray  # (n,), P as `Polynomial`
+    newton: FloatArray  # (m ≤ n, p), its coefficients
     s_last: float  # P is constant beyond
 
 

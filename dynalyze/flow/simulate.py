@@ -57,8 +57,8 @@ def simulate(
     method : {"auto", "surrogate", "CVODE", "LSODA", "BDF", "Radau"}
         Integrator. ``"surrogate"`` is the library's own, made for this flow; "auto" is it.
     tol : float, optional
-        Absolute error of z = log|w| that one step may make. The error of a crossing time is
-        this over the coordinate's |g|, times what the steps accumulate.
+        Absolute error of z = log|w| that ``"surrogate"`` aims at, and that one step of the other
+        methods may make. The error of a crossing time is that of z over the coordinate's |g|.
     stationary_tol : float, optional
         Without an end time: largest |g|, in units of the largest seen, that counts as zero.
     start : Trajectory, optional
