@@ -164,7 +164,7 @@ def alpha_table(runs: dict[int, TrainingRun], found: dict[int, Steps]) -> str:
         rows.append(
             [
                 f"1e{log10_alpha}",
-                f"{run.learning_rate:g}",
+                f"{run.lr:g}",
                 run.steps[-1],
                 run.loss_rises,
                 f"{run.losses[0]:.4f}",
@@ -297,7 +297,7 @@ Dashed and dotted: what the theory predicts for *diagonal* weights on the same s
 {runs[-1].losses[0]:.2f}, above the plot.
 - **Flow and descent.** At α = 1e{FLOW_LOG10_ALPHA} the times of the {common} common gains up to \
 {HALVED_END:g} differ by at most
-  {late:.1%} at learning rate {runs[FLOW_LOG10_ALPHA].learning_rate:g}, and by at most \
+  {late:.1%} at learning rate {runs[FLOW_LOG10_ALPHA].lr:g}, and by at most \
 {less_late:.1%} at half of it: the error of descent, of first order.
 - **Where ours may differ.** The paper's samples, learning rate, batches, and the α of its singular
   values are not known: there are no numbers to compare, only the picture. The paper ran SGD; this

@@ -85,7 +85,7 @@ class DetectedStages:
         ----------
         predicted_steps : array_like, optional
             Optimizer steps of predicted stages, drawn as vertical lines, such as
-            ``prediction.jump_times(threshold, unit="steps", learning_rate=lr)``; NaN is left out.
+            ``prediction.jump_times(threshold, unit="steps", lr=lr)``; NaN is left out.
         ax : Axes, optional
             Where to draw; new axes by default.
         """

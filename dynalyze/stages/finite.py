@@ -94,26 +94,27 @@ class FiniteScaleStages:
             matched.append(occurrences.pop(0) if occurrences else -1)
         return np.array(matched, dtype=np.int64)
 
-    def units_per_flow_time(self, unit: str, learning_rate: float | None = None) -> float:
+    def units_per_flow_time(self, unit: str, lr: float | None = None) -> float:
         """Length in flow time of one unit of ``"flow"``, ``"rescaled"`` or ``"steps"``."""
         if unit not in UNITS:
             raise InvalidInputError(
                 f"unit={unit!r} is not known: choose one of {', '.join(map(repr, UNITS))}"
             )
-        if learning_rate is not None and unit != "steps":
+        if lr is not None and unit != "steps":
             raise InvalidInputError(
-                f"learning_rate={learning_rate!r} was given for unit={unit!r}: use unit='steps' to "
-                "count steps of that size, or leave it out"
+                f"lr={lr!r} was given for unit={unit!r}: use unit='steps' to count steps of that "
+                "size, or leave it out"
             )
         if unit == "flow":
             return 1.0
         if unit == "rescaled":
             return -self.log10_alpha * float(np.log(10))
-        if learning_rate is None or not learning_rate > 0:
+        if lr is None or not 0 < lr < np.inf:
             raise InvalidInputError(
-                f"learning_rate={learning_rate!r} must be a positive number for unit='steps'"
+                f"lr={lr!r} must be a positive number for unit='steps': the learning rate of the "
+                "gradient descent whose steps are counted"
             )
-        return learning_rate
+        return lr
 
     def to_arrays(self) -> dict[str, FloatArray | IntArray]:
         """All arrays by name, for saving."""

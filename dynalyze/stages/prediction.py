@@ -102,7 +102,7 @@ class StagePrediction:
         threshold: float = 0.05,
         *,
         unit: str = "flow",
-        learning_rate: float | None = None,
+        lr: float | None = None,
     ) -> FloatArray:
         """When |θ| of each activating product crosses `threshold`, from the given initialization.
 
@@ -112,9 +112,9 @@ class StagePrediction:
             Size of the product, in its own units.
         unit : {"flow", "rescaled", "steps"}
             Flow time; flow time / log(1/α), comparable with `times`; or gradient-descent steps
-            of size `learning_rate`, flow time / learning_rate.
-        learning_rate : float, optional
-            Needed for ``unit="steps"``.
+            of size `lr`, flow time / lr.
+        lr : float, optional
+            Learning rate, needed for ``unit="steps"``.
 
         Returns
         -------
@@ -129,7 +129,7 @@ class StagePrediction:
         """
         finite = self._finite("jump times depend on the initialization")
         times = finite.jump_times_of(self.coordinates, self.signs, threshold)
-        return times / finite.units_per_flow_time(unit, learning_rate)
+        return times / finite.units_per_flow_time(unit, lr)
 
     def _finite(self, why: str) -> FiniteScaleStages:
         if self.finite is None:

@@ -158,7 +158,7 @@ def _result(
         steps=number,
         theta=observed,
         losses=np.array(records.losses),
-        learning_rate=lr,
+        lr=lr,
         optimizer=options.optimizer,
         init=init,
         product_names=trainable.product_names,

@@ -32,7 +32,7 @@ class TrainingRun(RecordedRun):
     steps: IntArray  # (n_records,), optimizer steps made before the record
     theta: FloatArray  # (n_records, p), products u ⊙ v, or singular values in descending order
     losses: FloatArray  # (n_records,), loss on all samples
-    learning_rate: float
+    lr: float  # learning rate
     optimizer: str  # "gd", "sgd" or "adam"
     init: Initialization = field(repr=False)
     product_names: tuple[str, ...] = field(repr=False)  # length p
@@ -45,8 +45,8 @@ class TrainingRun(RecordedRun):
 
     @cached_property
     def t(self) -> FloatArray:
-        """Flow time learning_rate × steps of the records, shape (n_records,)."""
-        return np.asarray(self.learning_rate * self.steps, dtype=np.float64)
+        """Flow time lr × steps of the records, shape (n_records,)."""
+        return np.asarray(self.lr * self.steps, dtype=np.float64)
 
     @property
     def success(self) -> bool:
@@ -59,8 +59,8 @@ class TrainingRun(RecordedRun):
         metadata |= {
             name: getattr(self, name)
             for name in (
-                *("learning_rate", "optimizer", "singular_values", "loss_rises"),
-                *("status", "message", "configuration"),
+                *("lr", "optimizer", "singular_values", "loss_rises", "status", "message"),
+                "configuration",
             )
         }
         write_saved(path, _KIND, {"steps": self.steps, **arrays}, metadata)

@@ -129,8 +129,8 @@ def test_tensors():
 def test_learning_rate_without_steps():
     init = Initialization.gaussian(3, log10_alpha=-300, rng=0)
     prediction = predict_stages(DiagonalLinear(3), (X, Y), init=init)
-    with pytest.raises(InvalidInputError, match=r"learning_rate=0.1 .*use unit='steps'"):
-        prediction.jump_times(learning_rate=0.1)
+    with pytest.raises(InvalidInputError, match=r"lr=0.1 .*use unit='steps'"):
+        prediction.jump_times(lr=0.1)
 
 
 def test_objective_with_data_given_twice():
@@ -238,7 +238,7 @@ def test_jump_times_need_an_initialization_and_known_units():
     prediction = predict_stages(DiagonalLinear(3), (X, Y), init=init)
     with pytest.raises(InvalidInputError, match="unit='epochs' is not known: choose one of 'flow'"):
         prediction.jump_times(unit="epochs")
-    with pytest.raises(InvalidInputError, match="learning_rate=None must be a positive number"):
+    with pytest.raises(InvalidInputError, match="lr=None must be a positive number"):
         prediction.jump_times(unit="steps")
     with pytest.raises(InvalidInputError, match="threshold=0 must be positive"):
         prediction.jump_times(0)

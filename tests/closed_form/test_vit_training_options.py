@@ -11,7 +11,7 @@ from dynalyze.training.vit import VisionTransformer, ViTOptions, ViTShape  # noq
 
 def test_warm_up_then_cosine_cycles() -> None:
     options = ViTOptions(lr=0.5, n_epochs=10, warmup_epochs=2, n_cycles=2)
-    rates = [options.learning_rate(step, 5) for step in range(50)]
+    rates = [options.lr_at(step, 5) for step in range(50)]
     assert rates[:10] == pytest.approx([0.05 * (k + 1) for k in range(10)])
     half = [0.25 * (1 + math.cos(math.pi * k / 20)) for k in range(20)]
     assert rates[10:] == pytest.approx(half + half)
@@ -19,8 +19,8 @@ def test_warm_up_then_cosine_cycles() -> None:
 
 def test_without_warm_up_the_first_rate_is_the_full_one() -> None:
     options = ViTOptions(lr=0.5, n_epochs=4, warmup_epochs=0)
-    assert options.learning_rate(0, 3) == 0.5
-    assert options.learning_rate(6, 3) == pytest.approx(0.25)
+    assert options.lr_at(0, 3) == 0.5
+    assert options.lr_at(6, 3) == pytest.approx(0.25)
 
 
 def test_the_paper_s_shape_has_the_paper_s_weights() -> None:

@@ -189,7 +189,7 @@ class Loop:
             self.data.train, order, self.options.batch_size, first=first, seed=augmentation,
             rank=self.rank, n_ranks=self.n_ranks,
         ):  # fmt: skip
-            lr = self.options.learning_rate(self.step, self.steps_per_epoch)
+            lr = self.options.lr_at(self.step, self.steps_per_epoch)
             for group in self.optimizer.param_groups:
                 group["lr"] = lr
             images = self._normalized(batch.images)

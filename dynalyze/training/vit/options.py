@@ -66,7 +66,7 @@ class ViTOptions:
                 f"{self.warmup_epochs}."
             )
 
-    def learning_rate(self, step: int, steps_per_epoch: int) -> float:
+    def lr_at(self, step: int, steps_per_epoch: int) -> float:
         """Learning rate of a step, counted from 0."""
         warmup = self.warmup_epochs * steps_per_epoch
         if step < warmup:
