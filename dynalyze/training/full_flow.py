@@ -5,7 +5,6 @@ to stage, so that there is no fixed coordinate to which eqs. (8)–(10) could be
 paper observes, and what is detected here, are steps of rank one in W_K W_Qᵀ or W_V W_Oᵀ.
 """
 
-import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,7 +12,6 @@ from typing import Any
 import numpy as np
 from scipy import integrate
 
-from dynalyze._saved_files import read_saved, write_saved
 from dynalyze._torch import torch
 from dynalyze._typing import Data, FloatArray, IntArray
 from dynalyze.errors import FlowError, InvalidInputError
@@ -26,7 +24,6 @@ from dynalyze.training.heads import FullHead
 from dynalyze.training.recorded import RecordedRun
 from dynalyze.training.trainable import Weights, as_trainable, checked_samples
 
-_KIND = "flow of full weights"
 METHODS = ("RK23", "RK45", "DOP853", "Radau", "BDF", "LSODA")
 # Beyond it the dense Jacobian of an implicit method costs more than small explicit steps.
 _MOST_IMPLICIT = 400
@@ -51,26 +48,9 @@ class FullTrajectory(RecordedRun):
     configuration: dict[str, Any] = field(repr=False)  # method, tolerances
 
     singular_values = True
-
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write it to a file, which `load` reads back exactly; customary suffix ``.npz``."""
-        arrays, metadata = self._to_save()
-        metadata |= {"nfev": self.nfev, "configuration": self.configuration}
-        write_saved(path, _KIND, {"t": self.t, **arrays}, metadata)
-
-    @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> "FullTrajectory":
-        """Read what `save` wrote.
-
-        Raises
-        ------
-        SavedFileError
-            If the file is truncated, or holds something else.
-        """
-        arrays, stamp = read_saved(path, _KIND)
-        metadata = stamp["metadata"]
-        fields = cls._from_saved(arrays, metadata)
-        return cls(t=arrays["t"], **fields, **metadata)
+    _kind = "flow of full weights"
+    _clock = "t"
+    _metadata = ("nfev", "configuration")
 
 
 def simulate_full(

@@ -1,11 +1,13 @@
 """What runs in weights have in common: a training run, and the flow of full weights."""
 
+import os
 from collections.abc import Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 
+from dynalyze._saved_files import read_saved, write_saved
 from dynalyze._typing import ArrayLike, FloatArray, IntArray
 from dynalyze.flow.initialization import Initialization
 from dynalyze.training.curves import Curves, log_curves, plot_curves
@@ -26,6 +28,10 @@ class RecordedRun:
     product_names: tuple[str, ...]  # length p
     weights: dict[str, FloatArray]  # parameters at the end, by name
     singular_values: bool  # whether `theta` holds singular values
+
+    _kind: ClassVar[str]  # what a saved file calls itself
+    _clock: ClassVar[str]  # field that tells the times of the records
+    _metadata: ClassVar[tuple[str, ...]]  # fields beside the clock that only this class has
 
     if TYPE_CHECKING:
 
@@ -101,34 +107,43 @@ class RecordedRun:
         label = "singular value" if self.singular_values else "product θ"
         return plot_curves(self.t_rescaled, self.theta, self.losses, self.product_names, label, ax)
 
-    def _to_save(self) -> tuple[dict[str, FloatArray], dict[str, Any]]:
-        """Arrays and metadata of a saved file, from which `_from_saved` has the fields above."""
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the run to a file, which `load` reads back exactly; customary suffix ``.npz``."""
         arrays = {
+            self._clock: getattr(self, self._clock),
             "theta": self.theta,
             "losses": self.losses,
             "u0": self.init.u0,
             "v0": self.init.v0,
             **{f"weights.{name}": value for name, value in self.weights.items()},
         }
-        metadata = {
+        metadata = {name: getattr(self, name) for name in self._metadata}
+        metadata |= {
             "log10_alpha": self.init.log10_alpha,
             "product_names": list(self.product_names),
         }
-        return arrays, metadata
+        write_saved(path, self._kind, arrays, metadata)
 
-    @staticmethod
-    def _from_saved(arrays: dict[str, FloatArray], metadata: dict[str, Any]) -> dict[str, Any]:
-        """Fields that every saved run has; its other arrays and metadata are left in place."""
-        weights = [name for name in arrays if name.startswith("weights.")]
-        return {
-            "theta": arrays.pop("theta"),
-            "losses": arrays.pop("losses"),
-            "init": Initialization(
-                arrays.pop("u0"), arrays.pop("v0"), log10_alpha=metadata.pop("log10_alpha")
-            ),
-            "product_names": tuple(metadata.pop("product_names")),
-            "weights": {name.removeprefix("weights."): arrays.pop(name) for name in weights},
-        }
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Self:
+        """Read a run that `save` wrote.
+
+        Raises
+        ------
+        SavedFileError
+            If the file is truncated, or holds something else.
+        """
+        arrays, stamp = read_saved(path, cls._kind)
+        metadata = stamp["metadata"]
+        weights = {n: array for n, array in arrays.items() if n.startswith("weights.")}
+        kept: dict[str, Any] = {name: metadata[name] for name in cls._metadata}
+        kept |= {name: arrays[name] for name in (cls._clock, "theta", "losses")}
+        kept["init"] = Initialization(
+            arrays["u0"], arrays["v0"], log10_alpha=metadata["log10_alpha"]
+        )
+        kept["product_names"] = tuple(metadata["product_names"])
+        kept["weights"] = {n.removeprefix("weights."): array for n, array in weights.items()}
+        return cls(**kept)
 
     @cached_property
     def _curves(self) -> Curves:

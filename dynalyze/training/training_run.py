@@ -1,18 +1,14 @@
 """What `train` returns: a training run, read like a trajectory of the flow."""
 
-import os
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 
-from dynalyze._saved_files import read_saved, write_saved
 from dynalyze._typing import FloatArray, IntArray
 from dynalyze.flow.initialization import Initialization
 from dynalyze.training.recorded import RecordedRun
-
-_KIND = "training run"
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,6 +39,13 @@ class TrainingRun(RecordedRun):
     message: str
     configuration: dict[str, Any] = field(repr=False)  # options, versions, device
 
+    _kind = "training run"
+    _clock = "steps"
+    _metadata = (
+        *("lr", "optimizer", "singular_values", "loss_rises", "status", "message"),
+        "configuration",
+    )
+
     @cached_property
     def t(self) -> FloatArray:
         """Flow time lr × steps of the records, shape (n_records,)."""
@@ -52,29 +55,3 @@ class TrainingRun(RecordedRun):
     def success(self) -> bool:
         """Whether the run came to the end that was asked for."""
         return self.status == "finished"
-
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the run to a file, which `load` reads back exactly; customary suffix ``.npz``."""
-        arrays, metadata = self._to_save()
-        metadata |= {
-            name: getattr(self, name)
-            for name in (
-                *("lr", "optimizer", "singular_values", "loss_rises", "status", "message"),
-                "configuration",
-            )
-        }
-        write_saved(path, _KIND, {"steps": self.steps, **arrays}, metadata)
-
-    @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> "TrainingRun":
-        """Read a run that `save` wrote.
-
-        Raises
-        ------
-        SavedFileError
-            If the file is truncated, or holds something else.
-        """
-        arrays, stamp = read_saved(path, _KIND)
-        metadata = stamp["metadata"]
-        fields = cls._from_saved(arrays, metadata)
-        return cls(steps=arrays["steps"], **fields, **metadata)
