@@ -3,8 +3,7 @@
 import hashlib
 import platform
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ from dynalyze.training.engine import Engine, chunk_near_caches
 from dynalyze.training.graded import Grading
 from dynalyze.training.loop import Loop
 from dynalyze.training.options import Options
+from dynalyze.training.progress import progress_bar
 from dynalyze.training.recording import Recording
 from dynalyze.training.trainable import Trainable, Weights, as_trainable, checked_samples
 from dynalyze.training.training_run import TrainingRun
@@ -91,7 +91,10 @@ def run_all(
             "random order": [shuffle.state()["generator"] for shuffle in shuffles or []],
         },
     )
-    with _bar(options) as advance, differentiable_attention():
+    with (
+        progress_bar(options.n_steps, show=options.progress) as advance,
+        differentiable_attention(),
+    ):
         loop.run(
             folder=None if options.checkpoint is None else Path(options.checkpoint),
             checkpoint_every=options.checkpoint_every,
@@ -194,14 +197,3 @@ def _digest(tensors: Iterable[torch.Tensor]) -> str:
         digest.update(str((tuple(tensor.shape), tensor.dtype)).encode())
         digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()
-
-
-@contextmanager
-def _bar(options: Options) -> Iterator[Callable[[int], object]]:
-    if not options.progress or world()[0] != 0:
-        yield lambda n: None
-        return
-    from tqdm import tqdm
-
-    with tqdm(total=options.n_steps, unit="step") as bar:
-        yield bar.update

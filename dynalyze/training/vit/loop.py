@@ -2,8 +2,7 @@
 
 import platform
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from dynalyze.spectra.history import SpectraHistory
 from dynalyze.spectra.tracker import Tracker, track
 from dynalyze.training.checkpoints import latest_checkpoint
 from dynalyze.training.loop import held_interrupts
+from dynalyze.training.progress import progress_bar
 from dynalyze.training.vit.images import Images, VisionData, batches, epoch_order
 from dynalyze.training.vit.model import VisionTransformer, ViTShape
 from dynalyze.training.vit.options import ViTOptions
@@ -162,7 +162,10 @@ class Loop:
     ) -> None:
         """Train to the end, or until something stops it."""
         started = time.monotonic()
-        with held_interrupts() as interrupts, _bar(self, show=progress and self.rank == 0) as bar:
+        with (
+            held_interrupts() as interrupts,
+            progress_bar(self.total, show=progress, initial=self.step) as bar,
+        ):
             while self.step < self.total and self.status == "finished":
                 epoch, first = divmod(self.step, self.steps_per_epoch)
                 for loss in self._epoch(epoch, first):
@@ -291,14 +294,3 @@ class Loop:
                 "python": platform.python_version(),
             },
         )
-
-
-@contextmanager
-def _bar(loop: Loop, *, show: bool) -> Iterator[Callable[[int], object]]:
-    if not show:
-        yield lambda n: None
-        return
-    from tqdm import tqdm
-
-    with tqdm(total=loop.total, initial=loop.step, unit="step") as bar:
-        yield bar.update
