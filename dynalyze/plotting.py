@@ -1,10 +1,16 @@
-"""Plots. Every function returns the Axes that it drew on, and none of them shows a figure."""
+"""Plots of stages. Every function returns the Axes that it drew on; none shows a figure.
+
+The time axis is logarithmic where its end comes at more than 12 times the first activation, as
+late stages mostly do, and linear otherwise; ``ax.set_xscale`` changes both panels.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
+
+from dynalyze._panels import two_panels
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -12,8 +18,7 @@ if TYPE_CHECKING:
     from dynalyze.checks.comparison import Comparison
     from dynalyze.flow.trajectory import Trajectory
     from dynalyze.stages.prediction import StagePrediction
-
-_LABELLED = 20  # products that get a label of their own
+    from dynalyze.training.recorded import RecordedRun
 
 
 def plot_stages(prediction: StagePrediction, ax: Axes | None = None) -> Axes:
@@ -24,69 +29,73 @@ def plot_stages(prediction: StagePrediction, ax: Axes | None = None) -> Axes:
     prediction : StagePrediction
         What is drawn.
     ax : matplotlib Axes, optional
-        Where the loss goes; the products get a panel of the same width under it. A new figure
-        by default.
+        Its place is divided between the loss, which it shows, a panel with the products under
+        it, and the legend. A new figure by default.
 
     Returns
     -------
     Axes
-        The Axes of the loss.
+        The Axes of the loss; time is logarithmic if late stages come at many times the first's.
     """
-    ax, products = _panels(ax)
+    panels = two_panels(ax)
     times = prediction.times
-    # Late stages come at many times the first ones' time: a logarithmic axis shows them all.
-    logarithmic = times.size > 1 and times[-1] > 8 * times[0]
-    end = (times[-1] * (1.6 if logarithmic else 1.12)) if times.size else 1.0
-    start = times[0] / 1.6 if logarithmic else 0.0
+    # Some of the last plateau belongs into the picture: as much of either kind of axis.
+    last = float(times[-1]) if times.size else 1.0
+    start, end = panels.time_axis(times, 1.6 * last)
+    if start == 0:
+        _, end = panels.time_axis(times, 1.12 * last)
     edges = np.concatenate([[start], times, [end]])
-    ax.stairs(prediction.losses, edges, baseline=None, color="black", linewidth=1.5)
+    panels.top.stairs(prediction.losses, edges, baseline=None, color="black", linewidth=1.5)
     active = np.flatnonzero(np.any(prediction.theta != 0, axis=0))
     order = sorted(active, key=lambda i: int(np.argmax(prediction.theta[:, i] != 0)))
     for rank, i in enumerate(order):
-        style = _style(rank, len(order), prediction.name(int(i)))
-        products.stairs(prediction.theta[:, i], edges, baseline=None, **style)
-    for panel in (ax, products):
+        style = panels.style(rank, len(order), prediction.name(int(i)))
+        panels.bottom.stairs(prediction.theta[:, i], edges, baseline=None, **style)
+    for panel in (panels.top, panels.bottom):
         for t in times:
             panel.axvline(t, color="0.85", linewidth=0.8, zorder=0)
-        panel.set_xlim(start, end)
-        if logarithmic:
-            panel.set_xscale("log")
-    _finish(ax, products, len(order))
-    return ax
+    panels.name_products("products θ")
+    return panels.top
 
 
-def plot_trajectory(trajectory: Trajectory, ax: Axes | None = None) -> Axes:
+def plot_trajectory(run: Trajectory | RecordedRun, ax: Axes | None = None) -> Axes:
     """Loss and products over rescaled time, as in Figure 2 of arXiv 2306.07042.
 
     Parameters
     ----------
-    trajectory : Trajectory
-        What is drawn.
+    run : Trajectory, TrainingRun or FullTrajectory
+        What is drawn; of full weights the singular values of the products.
     ax : matplotlib Axes, optional
-        Where the loss goes; the products get a panel of the same width under it. A new figure
-        by default.
+        Its place is divided between the loss, which it shows, a panel with the products under
+        it, and the legend. A new figure by default.
 
     Returns
     -------
     Axes
-        The Axes of the loss.
+        The Axes of the loss; time is logarithmic if the run goes on for many times the first
+        activation's.
     """
-    ax, products = _panels(ax)
-    unit = trajectory.init.log_inverse_alpha
-    ax.plot(trajectory.t_rescaled, trajectory.losses, color="black", linewidth=1.5)
+    panels = two_panels(ax)
+    unit, stop = run.init.log_inverse_alpha, float(run.t[-1])
     # Steps are long where little moves; between them the dense output is drawn.
-    t = np.union1d(trajectory.t, np.linspace(trajectory.t[0], trajectory.t[-1], 400))
-    theta = trajectory.theta_at(t)
+    between = [np.linspace(run.t[0], stop, 400)]
+    if run.t.size > 1:
+        between.append(np.minimum(np.geomspace(run.t[1], stop, 400), stop))
+    t = np.unique(np.concatenate([run.t, *between]))
+    theta = run.theta_at(t)
     size = np.max(np.abs(theta), axis=0)
     visible = np.argsort(-size, kind="stable")[: np.count_nonzero(size > 0.01 * np.max(size))]
     # In order of activation, as in `plot_stages`.
     first = [int(np.argmax(np.abs(theta[:, i]) > 0.5 * size[i])) for i in visible]
     order = [int(i) for _, i in sorted(zip(first, visible, strict=True))]
+    panels.time_axis(t[first] / unit, stop / unit)
+    panels.top.plot(run.t_rescaled, run.losses, color="black", linewidth=1.5)
     for rank, i in enumerate(order):
-        style = _style(rank, len(order), trajectory.product_names[i])
-        products.plot(t / unit, theta[:, i], **style)
-    _finish(ax, products, len(order))
-    return ax
+        style = panels.style(rank, len(order), run.product_names[i])
+        panels.bottom.plot(t / unit, theta[:, i], **style)
+    quantity = "singular values" if getattr(run, "singular_values", False) else "products θ"
+    panels.name_products(quantity)
+    return panels.top
 
 
 def plot_comparison(comparison: Comparison, ax: Axes | None = None) -> Axes:
@@ -97,24 +106,26 @@ def plot_comparison(comparison: Comparison, ax: Axes | None = None) -> Axes:
     comparison : Comparison
         What is drawn.
     ax : matplotlib Axes, optional
-        Where the loss goes; the errors get a panel of the same width under it. A new figure by
-        default.
+        Its place is divided between the loss, which it shows, a panel with the errors under it,
+        and the legends. A new figure by default.
 
     Returns
     -------
     Axes
-        The Axes of the loss.
+        The Axes of the loss; time is logarithmic if the run goes on for many times the first
+        jump's.
     """
-    ax, errors = _panels(ax)
+    panels = two_panels(ax)
+    errors = panels.bottom
     run, prediction = comparison.run, comparison.prediction
     unit = run.init.log_inverse_alpha
     start, end = run.t[0] / unit, run.t[-1] / unit
-    ax.plot(run.t / unit, run.losses, color="C0", linewidth=1.5, label="measured")
+    panels.top.plot(run.t / unit, run.losses, color="C0", linewidth=1.5, label="measured")
     # The stages in the order that is predicted at this α, as far as the run goes.
     order = np.argsort(comparison.best, kind="stable")
     edges = np.concatenate([[start], comparison.best[order] / unit])
     levels = np.concatenate([prediction.losses[:1], prediction.losses[1:][order]])
-    ax.step(
+    panels.top.step(
         np.append(edges, max(end, edges[-1])),
         np.append(levels, levels[-1]),
         where="post",
@@ -139,64 +150,14 @@ def plot_comparison(comparison: Comparison, ax: Axes | None = None) -> Axes:
                 marker=marker,
                 color=color,
                 fillstyle="full" if filled else "none",
+                clip_on=not mask.any(),  # without points the artist has no place
                 label=label if filled else None,
             )
     if not comparison.separated.all():
-        errors.plot(
-            [], [], linestyle="", marker="o", color="0.3", fillstyle="none", label="overlap"
-        )
+        errors.plot([], [], "o", color="0.3", fillstyle="none", label="overlap (open)")
     errors.set_yscale("log")
-    errors.set_ylabel("relative error of the jump time")
-    errors.set_xlabel("rescaled time  t / log(1/α)")
-    visible = at[~np.isnan(at)]
-    if visible.size > 1 and visible.max() > 20 * visible.min() > 0:
-        ax.set_xscale("log")
-        ax.set_xlim(visible.min() / 1.6, end)
-    else:
-        ax.set_xlim(start, end)
-    ax.tick_params(labelbottom=False)
-    ax.set_ylabel("loss")
-    for panel in (ax, errors):
-        panel.legend(loc="upper left", bbox_to_anchor=(1.01, 1.0), borderaxespad=0, frameon=False)
-    return ax
-
-
-def _panels(ax: Axes | None) -> tuple[Axes, Axes]:
-    """Axes of the loss, and of the products under it."""
-    from mpl_toolkits.axes_grid1 import make_axes_locatable
-
-    if ax is None:
-        from matplotlib import pyplot as plt
-
-        _, ax = plt.subplots(figsize=(8.5, 6))
-        ax.figure.subplots_adjust(left=0.09, right=0.79, top=0.94, bottom=0.09)
-    return ax, make_axes_locatable(ax).append_axes("bottom", size="120%", pad=0.12, sharex=ax)
-
-
-def _style(rank: int, n_lines: int, label: str) -> dict[str, Any]:
-    """Look of the product that is activated as number `rank`."""
-    return {
-        "color": f"C{rank % 10}",
-        "linewidth": 1.5,
-        "linestyle": ("-", "--", ":")[rank // 10 % 3],
-        "label": label if n_lines <= _LABELLED else None,
-    }
-
-
-def _finish(ax: Axes, products: Axes, n_lines: int) -> None:
-    """Label both panels."""
-    ax.tick_params(labelbottom=False)
-    ax.set_ylabel("loss")
-    products.axhline(0, color="0.6", linewidth=0.8, zorder=0)
-    products.set_ylabel("products θ")
-    products.set_xlabel("rescaled time  t / log(1/α)")
-    if 0 < n_lines <= _LABELLED:
-        ax.legend(
-            *products.get_legend_handles_labels(),
-            loc="upper left",
-            bbox_to_anchor=(1.01, 1.0),
-            borderaxespad=0,
-            frameon=False,
-            title="in order of activation",
-            alignment="left",
-        )
+    errors.set_ylabel("relative error of jump time")
+    panels.time_axis(at[~np.isnan(at)], end)
+    panels.top.set_ylabel("loss")
+    panels.legend(panels.top, panels.bottom)
+    return panels.top

@@ -1,17 +1,13 @@
-"""Recorded quantities as curves over flow time: interpolation, crossings, plots."""
+"""Recorded quantities as curves over flow time: interpolation, crossings."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from dynalyze._typing import ArrayLike, FloatArray, IntArray
 from dynalyze.errors import InvalidInputError
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,29 +85,3 @@ def log_curves(t: FloatArray, singular_values: FloatArray) -> Curves:
         return np.log(np.maximum(values, tiny))
 
     return Curves(t, singular_values, forth, np.exp, signed=False)
-
-
-def plot_curves(
-    t_rescaled: FloatArray,
-    values: FloatArray,
-    losses: FloatArray,
-    names: Sequence[str],
-    label: str,
-    ax: "Sequence[Axes] | None",
-) -> "tuple[Axes, Axes]":
-    """Plot losses and recorded values over rescaled time, as Figure 2 of arXiv 2306.07042."""
-    if ax is None:
-        from matplotlib import pyplot as plt
-
-        ax = plt.subplots(1, 2, figsize=(10, 3.5), layout="constrained")[1]
-    loss_ax, value_ax = ax
-    loss_ax.plot(t_rescaled, losses)
-    loss_ax.set_ylabel("loss")
-    ever_seen = np.max(np.abs(values), axis=0) > 0.01 * np.max(np.abs(values))
-    for i in np.flatnonzero(ever_seen):
-        value_ax.plot(t_rescaled, values[:, i], label=names[int(i)])
-    value_ax.plot(t_rescaled, values[:, ~ever_seen], color="0.7", lw=0.5)
-    value_ax.set_ylabel(label)
-    for one in (loss_ax, value_ax):
-        one.set_xlabel("rescaled time t / log(1/α)")
-    return loss_ax, value_ax

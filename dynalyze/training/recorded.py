@@ -1,7 +1,6 @@
 """What runs in weights have in common: a training run, and the flow of full weights."""
 
 import os
-from collections.abc import Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
@@ -10,7 +9,7 @@ import numpy as np
 from dynalyze._saved_files import read_saved, write_saved
 from dynalyze._typing import ArrayLike, FloatArray, IntArray
 from dynalyze.flow.initialization import Initialization
-from dynalyze.training.curves import Curves, log_curves, plot_curves
+from dynalyze.training.curves import Curves, log_curves
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -92,20 +91,11 @@ class RecordedRun:
         """
         return self._curves.crossings(threshold)
 
-    def plot(self, ax: "Sequence[Axes] | None" = None) -> "tuple[Axes, Axes]":
-        """Plot the loss and the recorded quantities over rescaled time, as Figure 2.
+    def plot(self, ax: "Axes | None" = None) -> "Axes":
+        """Loss over rescaled time, the products under it; see `plotting.plot_trajectory`."""
+        from dynalyze.plotting import plot_trajectory
 
-        Parameters
-        ----------
-        ax : pair of Axes, optional
-            Where to draw the loss and the products; by default a new figure.
-
-        Returns
-        -------
-        pair of Axes
-        """
-        label = "singular value" if self.singular_values else "product θ"
-        return plot_curves(self.t_rescaled, self.theta, self.losses, self.product_names, label, ax)
+        return plot_trajectory(self, ax=ax)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the run to a file, which `load` reads back exactly; customary suffix ``.npz``."""

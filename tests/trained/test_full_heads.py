@@ -105,10 +105,11 @@ def test_a_plot_shows_singular_values(trajectory):
     import matplotlib as mpl
 
     mpl.use("Agg")
-    loss_ax, value_ax = trajectory.plot()
+    loss_ax = trajectory.plot()
+    value_ax = loss_ax.figure.axes[1]
     np.testing.assert_array_equal(loss_ax.lines[0].get_xdata(), trajectory.t_rescaled)
-    assert len(value_ax.lines) == 2 * M
-    assert value_ax.get_ylabel() == "singular value"
+    assert len(value_ax.lines) == 2 * M + 1  # and the line at 0
+    assert value_ax.get_ylabel() == "singular values"
 
 
 def test_between_steps_singular_values_are_interpolated(trajectory):
