@@ -12,12 +12,12 @@ import os
 import shutil
 import sys
 import tempfile
-import warnings
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from types import ModuleType
 
+from dynalyze._warn import warn
 from dynalyze.errors import DynalyzeWarning
 
 
@@ -53,11 +53,10 @@ def _usable_folder() -> Path:
     # Numba asks for the same right when it stores the compiled code
     if os.access(folder, os.W_OK | os.X_OK):
         return folder
-    warnings.warn(
+    warn(
         f"the cache folder {folder} cannot be written: generated code will be compiled again in "
         "every process; set XDG_CACHE_HOME to a folder that can be",
         KernelCacheWarning,
-        stacklevel=4,
     )
     return _temporary_folder()
 

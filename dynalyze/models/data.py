@@ -1,12 +1,12 @@
 """Checks of data sets and arguments that the models share: one clear error for each mistake."""
 
 import operator
-import warnings
 from collections.abc import Sequence
 
 import numpy as np
 
 from dynalyze._typing import ArrayLike, Data, FloatArray, IntArray
+from dynalyze._warn import warn
 from dynalyze.errors import ConstantFeatureWarning, InvalidInputError
 
 
@@ -108,11 +108,10 @@ def warn_of_constant_features(X: FloatArray, consequence: str) -> None:
     rows = X.reshape(-1, X.shape[-1])
     constant = np.flatnonzero(np.all(rows == rows[0], axis=0))
     if len(rows) > 1 and constant.size:
-        warnings.warn(
+        warn(
             f"feature {constant[0]} of X is {rows[0, constant[0]]:g} throughout, one of "
             f"{constant.size} constant features: {consequence}. Drop them if that is not meant",
             ConstantFeatureWarning,
-            stacklevel=3,
         )
 
 

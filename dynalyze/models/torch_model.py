@@ -1,6 +1,5 @@
 """Any PyTorch module in which pairs of parameters enter as elementwise products."""
 
-import warnings
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import Self
@@ -9,6 +8,7 @@ import numpy as np
 
 from dynalyze._torch import torch
 from dynalyze._typing import ArrayLike, Data, FloatArray
+from dynalyze._warn import warn
 from dynalyze.errors import InvalidInputError
 from dynalyze.models.data import as_positive_int, normalized_sample_weight
 from dynalyze.models.losses import squared_loss_factor
@@ -87,18 +87,16 @@ class TorchModel:
         pairs = check_pairs(module, products)
         non_smooth, low_precision = check_modules(module)
         if non_smooth:
-            warnings.warn(
+            warn(
                 f"{some(non_smooth)}: not twice differentiable, which Definition 3.1 asks for; "
                 "stages predicted may be wrong where an activation changes sign. Use GELU, SiLU "
                 "or Softplus",
                 NonSmoothWarning,
-                stacklevel=2,
             )
         if low_precision:
-            warnings.warn(
+            warn(
                 f"{some(low_precision)}: copied to float64, in which all stages are computed",
                 UpcastWarning,
-                stacklevel=2,
             )
         first = next(module.parameters())
         self._device = usable_device(device if device is not None else first.device)
@@ -291,12 +289,11 @@ class TorchModel:
                 else non_smooth_operations(self._function, probe, self.n_products)
             )
         if found:
-            warnings.warn(
+            warn(
                 f"the forward pass uses {some(found)}: not twice differentiable, which "
                 "Definition 3.1 asks for; stages predicted may be wrong where its argument "
                 "changes sign. Use GELU, SiLU or Softplus",
                 NonSmoothWarning,
-                stacklevel=3,
             )
         if callable(loss):
             sample_loss = checked_loss(loss, output, targets[:_PROBE_SAMPLES].to(self._device))

@@ -2,7 +2,6 @@
 
 import hashlib
 import platform
-import warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ import dynalyze
 from dynalyze._collectives import world
 from dynalyze._torch import torch
 from dynalyze._typing import Data, IntArray
+from dynalyze._warn import warn
 from dynalyze.errors import DynalyzeWarning, InvalidInputError
 from dynalyze.flow.initialization import Initialization
 from dynalyze.models.losses import loss_name
@@ -148,9 +148,9 @@ def _result(
             f"; the loss rose at {rises} of {loop.step} steps: lr={lr:g} is at the edge of "
             f"stability, and the run does not follow the gradient flow; try {lr / 4:g}"
         )
-        warnings.warn(message, LearningRateWarning, stacklevel=5)
+        warn(message, LearningRateWarning)
     if status == "diverged":
-        warnings.warn(message, LearningRateWarning, stacklevel=5)
+        warn(message, LearningRateWarning)
     final = {
         name: value.detach().cpu().numpy()[(run,) if loop.engine.stacked else ()].copy()
         for name, value in loop.final_weights().items()
