@@ -116,7 +116,20 @@ def _duration(
 ) -> float:
     """Flow time between leaving the old plateau and arriving at the new one, both at 1%."""
     log_size = log_sizes[:, coordinate]
-    first = int(np.argmax(log_size > log_size.max() + np.log(ARRIVED)))
-    away = np.abs(log_sizes[:, active] - log_limit[active]).max(axis=1, initial=0.0) > ARRIVED
-    last = int(np.flatnonzero(away)[-1]) if away.any() else first
-    return float(times[min(last + 1, times.size - 1)] - times[first])
+    distance = np.abs(log_sizes[:, active] - log_limit[active]).max(axis=1, initial=0.0)
+    leaving = _crossing(times, log_size - (log_size.max() + np.log(ARRIVED)), last=False)
+    with np.errstate(divide="ignore"):
+        arriving = _crossing(times, np.log(distance) - np.log(ARRIVED), last=True)
+    return max(arriving - leaving, 0.0)
+
+
+def _crossing(times: FloatArray, level: FloatArray, *, last: bool) -> float:
+    """Time of the first, or last, change of sign of `level`, (m,); the start if there is none."""
+    changes = np.flatnonzero((level[:-1] > 0) != (level[1:] > 0))
+    if not changes.size:
+        return float(times[0])
+    i = int(changes[-1 if last else 0])
+    if not np.isfinite(level[i + 1]):
+        return float(times[i + 1])
+    part = level[i] / (level[i] - level[i + 1])
+    return float(times[i] + part * (times[i + 1] - times[i]))
