@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from dynalyze.errors import InvalidInputError, MissingDependencyError, SavedFileError
+from dynalyze.models.data import as_positive_int
 from dynalyze.spectra.attention import find_sources, select_layers
 from dynalyze.spectra.history import SpectraHistory
 from dynalyze.spectra.recognition import Layouts, natural_order, sources_from_names
@@ -22,6 +23,7 @@ from dynalyze.spectra.sources import AttentionSource, Lookup
 _FILES = ("model.safetensors", "pytorch_model.bin", "model.pt", "model.pth")
 _NESTED = ("state_dict", "model_state_dict", "model")
 _CONFIGS = ("config.json", "state.json")  # Hugging Face's, and that of our own checkpoints
+_NAMED = 4  # weights listed in an error
 _HEADS_KEYS = ("num_attention_heads", "n_head", "num_heads", "n_heads", "heads")
 
 
@@ -233,6 +235,8 @@ def track_checkpoints(
     else:
         if n_heads is None:
             n_heads = _heads_from_config([first, checkpoints[0]])
+        else:
+            n_heads = as_positive_int(n_heads, "n_heads")
         sources = select_layers(_sources_of(weights, n_heads), layers)
     names = source_names(sources)
     options = RecordOptions(n_values, spectrum, n_directions, rank_tolerance, dtype)
@@ -254,17 +258,21 @@ def _sources_of(weights: Mapping[str, Tensor], n_heads: int | None) -> tuple[Att
             "the checkpoint holds LoRA adapters, whose scale it does not tell: pass the model "
             "that they belong to as model=."
         )
+    # Which weights are attention's does not depend on the number of heads.
+    sources = sources_from_names(shapes, 1 if n_heads is None else n_heads)
+    if not sources:
+        names = sorted(shapes, key=natural_order)
+        some = ", ".join(names[:_NAMED]) + (", …" if len(names) > _NAMED else "")
+        raise InvalidInputError(
+            f"no attention weights were found among the {len(names)} saved weights, which have "
+            f"the names {some}: if attention is among them, pass the model as model=, with "
+            "layouts= if its attention modules are your own."
+        )
     if n_heads is None:
         raise InvalidInputError(
-            "n_heads is not known: saved weights do not tell it, and no config.json beside "
-            "them does. Pass n_heads=, or a model of the architecture as model=."
-        )
-    sources = sources_from_names(shapes, n_heads)
-    if not sources:
-        some = ", ".join(sorted(shapes, key=natural_order)[:4])
-        raise InvalidInputError(
-            f"no attention layer was recognised among the names of the saved weights ({some}, …): "
-            "pass the model as model=, with layouts= if its attention modules are your own."
+            f"n_heads is not known: the saved weights of {len(sources)} attention layers do not "
+            "tell it, and no config.json beside them does. Pass n_heads=, or a model of the "
+            "architecture as model=."
         )
     return sources
 

@@ -113,10 +113,13 @@ def test_checkpoints_that_do_not_tell_enough() -> None:
     state = _model().state_dict()
     with pytest.raises(InvalidInputError, match=r"n_heads is not known"):
         spectra.track_checkpoints([state])
+    with pytest.raises(InvalidInputError, match=r"n_heads=0: must be a positive integer"):
+        spectra.track_checkpoints([state], n_heads=0)
     with pytest.raises(InvalidInputError, match=r"24 rows, .* 3 parts of 3 heads"):
         spectra.track_checkpoints([state], n_heads=3)
-    with pytest.raises(InvalidInputError, match=r"no attention layer .*\(weight, …\)"):
-        spectra.track_checkpoints([{"weight": torch.ones(2, 2)}], n_heads=2)
+    for n_heads in (None, 2):
+        with pytest.raises(InvalidInputError, match=r"no attention .* the 1 .* names weight: if"):
+            spectra.track_checkpoints([{"weight": torch.ones(2, 2)}], n_heads=n_heads)
     with pytest.raises(InvalidInputError, match=r"checkpoints is empty"):
         spectra.track_checkpoints([])
     with pytest.raises(InvalidInputError, match=r"steps has 1 entries for 2"):
