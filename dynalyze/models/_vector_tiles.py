@@ -6,14 +6,19 @@ instructions. A tile is a few rows by a few columns of the result; a view is a t
 row stride, column stride) in bytes.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-from llvmlite import ir
 from numba.core import types
 
+from dynalyze.models._vector_loops import (
+    emit_for_each_size,
+    emit_move,
+    emit_sum_over,
+    integer,
+    view,
+)
 from dynalyze.models._vector_math import (
-    INT,
     VECTOR,
     WIDE,
     emit_constant,
@@ -34,80 +39,6 @@ _number = types.int64
 _view_type = types.UniTuple(_number, 3)
 
 
-def _integer(value: int) -> Any:
-    return ir.Constant(INT, value)
-
-
-def _view(builder: Any, value: Any) -> list[Any]:
-    return [builder.extract_value(value, i) for i in range(3)]
-
-
-def _move(builder: Any, where: Any, stride: Any, count: Any) -> Any:
-    """The address `count` strides on; `count` is an emitted value or a constant."""
-    if isinstance(count, int):
-        if count == 0:
-            return where
-        count = _integer(count)
-    return builder.add(where, builder.mul(stride, count))
-
-
-def _sum_over(
-    builder: Any,
-    count: Any,
-    start: Sequence[Any],
-    step: Callable[[Any, Sequence[Any]], Sequence[Any]],
-) -> Sequence[Any]:
-    """Emit ``for k in range(count): sums = step(k, sums)``; return the sums."""
-    before = builder.block
-    body = builder.function.append_basic_block("sum.body")
-    after = builder.function.append_basic_block("sum.after")
-    builder.cbranch(builder.icmp_signed(">", count, _integer(0)), body, after)
-    builder.position_at_end(body)
-    k = builder.phi(INT)
-    k.add_incoming(_integer(0), before)
-    sums = [builder.phi(VECTOR) for _ in start]
-    for phi, value in zip(sums, start, strict=True):
-        phi.add_incoming(value, before)
-    new = step(k, sums)
-    following = builder.add(k, _integer(1))
-    k.add_incoming(following, body)
-    for phi, value in zip(sums, new, strict=True):
-        phi.add_incoming(value, body)
-    builder.cbranch(builder.icmp_signed("<", following, count), body, after)
-    builder.position_at_end(after)
-    results = []
-    for value, initial in zip(new, start, strict=True):
-        phi = builder.phi(VECTOR)
-        phi.add_incoming(initial, before)
-        phi.add_incoming(value, body)
-        results.append(phi)
-    return results
-
-
-def _for_each_size(
-    builder: Any,
-    rows: Any,
-    columns: Any,
-    sizes: Sequence[tuple[int, int]],
-    emit: Callable[[int, int], None],
-) -> None:
-    """Emit a jump to ``emit(rows, columns)``, for the sizes listed."""
-    function = builder.function
-    impossible = function.append_basic_block("tile.impossible")
-    done = function.append_basic_block("tile.done")
-    code = builder.add(builder.mul(rows, _integer(16)), columns)
-    switch = builder.switch(code, impossible)
-    for n_rows, n_columns in sizes:
-        block = function.append_basic_block(f"tile.{n_rows}x{n_columns}")
-        switch.add_case(_integer(16 * n_rows + n_columns), block)
-        builder.position_at_end(block)
-        emit(n_rows, n_columns)
-        builder.branch(done)
-    builder.position_at_end(impossible)
-    builder.unreachable()
-    builder.position_at_end(done)
-
-
 _feature_sizes = [(r, c) for r in _SIZES for c in FEATURE_TILES]
 # Numbers of tokens are split into tiles as equal as can be, so no other pairs meet.
 _token_sizes = [
@@ -121,7 +52,7 @@ def _gram(scaled: bool, triangle: bool) -> Any:
         sizes = sorted({*_token_sizes, *_feature_sizes})
 
     def generate(context: Any, builder: Any, _sig: Any, args: Any) -> Any:
-        out, left, right = (_view(builder, value) for value in args[:3])
+        out, left, right = (view(builder, value) for value in args[:3])
         count, rows, columns = args[-3:]
 
         def emit(n_rows: int, n_columns: int) -> None:
@@ -130,29 +61,30 @@ def _gram(scaled: bool, triangle: bool) -> Any:
             ]
 
             def step(k: Any, sums: Sequence[Any]) -> Sequence[Any]:
-                left_k = _move(builder, left[0], left[2], k)
-                right_k = _move(builder, right[0], right[2], k)
+                left_k = emit_move(builder, left[0], left[2], k)
+                right_k = emit_move(builder, right[0], right[2], k)
                 row = [
-                    emit_load(builder, _move(builder, left_k, left[1], r)) for r in range(n_rows)
+                    emit_load(builder, emit_move(builder, left_k, left[1], r))
+                    for r in range(n_rows)
                 ]
                 column = [
-                    emit_load(builder, _move(builder, right_k, right[1], c))
+                    emit_load(builder, emit_move(builder, right_k, right[1], c))
                     for c in range(n_columns)
                 ]
                 if scaled:
-                    factor = emit_load_splat(builder, _move(builder, args[3], _integer(8), k))
+                    factor = emit_load_splat(builder, emit_move(builder, args[3], integer(8), k))
                     row = [builder.fmul(value, factor) for value in row]
                 return [
                     emit_fma(builder, row[r], column[c], total)
                     for (r, c), total in zip(entries, sums, strict=True)
                 ]
 
-            sums = _sum_over(builder, count, [emit_constant(0.0)] * len(entries), step)
+            sums = emit_sum_over(builder, count, [emit_constant(0.0)] * len(entries), step)
             for (r, c), value in zip(entries, sums, strict=True):
-                where = _move(builder, _move(builder, out[0], out[1], r), out[2], c)
+                where = emit_move(builder, emit_move(builder, out[0], out[1], r), out[2], c)
                 emit_store(builder, where, value)
 
-        _for_each_size(builder, rows, columns, sizes, emit)
+        emit_for_each_size(builder, rows, columns, sizes, emit)
         return context.get_dummy_value()
 
     return generate
@@ -195,12 +127,14 @@ def _add_mean(
     sums: Sequence[Any],
 ) -> Sequence[Any]:
     """Add weights[r, b] tokens[b, c] to the sums of the `rows`; `sums` are listed row by row."""
-    weights_b = _move(builder, weights[0], weights[2], b)
-    tokens_b = _move(builder, tokens[0], tokens[1], b)
-    column = [emit_load(builder, _move(builder, tokens_b, tokens[2], c)) for c in range(n_columns)]
+    weights_b = emit_move(builder, weights[0], weights[2], b)
+    tokens_b = emit_move(builder, tokens[0], tokens[1], b)
+    column = [
+        emit_load(builder, emit_move(builder, tokens_b, tokens[2], c)) for c in range(n_columns)
+    ]
     new = list(sums)
     for r in rows:
-        row = emit_load(builder, _move(builder, weights_b, weights[1], r))
+        row = emit_load(builder, emit_move(builder, weights_b, weights[1], r))
         for c in range(n_columns):
             place = r * n_columns + c
             new[place] = emit_fma(builder, row, column[c], new[place])
@@ -228,32 +162,34 @@ def residual_tile(
     """
 
     def generate(context: Any, builder: Any, _sig: Any, args: Any) -> Any:
-        out, target, weights, tokens = (_view(builder, value) for value in args[:4])
+        out, target, weights, tokens = (view(builder, value) for value in args[:4])
         scale, gradient, loss, count, rows, columns = args[4:]
 
         def emit(n_rows: int, n_columns: int) -> None:
             def step(b: Any, sums: Sequence[Any]) -> Sequence[Any]:
                 return _add_mean(builder, weights, tokens, b, range(n_rows), n_columns, sums)
 
-            means = _sum_over(builder, count, [emit_constant(0.0)] * (n_rows * n_columns), step)
+            means = emit_sum_over(builder, count, [emit_constant(0.0)] * (n_rows * n_columns), step)
             total = emit_load(builder, loss)
             for c in range(n_columns):
-                factor = emit_load_splat(builder, builder.add(scale, _integer(8 * c)))
-                place = builder.add(gradient, _integer(VECTOR.count * 8 * c))
+                factor = emit_load_splat(builder, builder.add(scale, integer(8 * c)))
+                place = builder.add(gradient, integer(VECTOR.count * 8 * c))
                 slope = emit_load(builder, place)
                 for r in range(n_rows):
                     mean = means[r * n_columns + c]
-                    wanted = _move(builder, _move(builder, target[0], target[1], r), target[2], c)
+                    wanted = emit_move(
+                        builder, emit_move(builder, target[0], target[1], r), target[2], c
+                    )
                     minus = builder.fneg(emit_load(builder, wanted))
                     residual = emit_fma(builder, factor, mean, minus)
                     total = emit_fma(builder, residual, residual, total)
                     slope = emit_fma(builder, residual, mean, slope)
-                    where = _move(builder, _move(builder, out[0], out[1], r), out[2], c)
+                    where = emit_move(builder, emit_move(builder, out[0], out[1], r), out[2], c)
                     emit_store(builder, where, builder.fmul(factor, residual))
                 emit_store(builder, place, slope)
             emit_store(builder, loss, total)
 
-        _for_each_size(builder, rows, columns, _feature_sizes, emit)
+        emit_for_each_size(builder, rows, columns, _feature_sizes, emit)
         return context.get_dummy_value()
 
     return types.void(*[_view_type] * 4, *[_number] * 6), generate
@@ -262,10 +198,10 @@ def residual_tile(
 def _contraction(triangle: bool) -> Any:
     def generate(context: Any, builder: Any, _sig: Any, args: Any) -> Any:
         out = args[0]
-        factors, weights, tokens = (_view(builder, value) for value in args[1:4])
+        factors, weights, tokens = (view(builder, value) for value in args[1:4])
         first, count, rows, columns = args[4:]
-        weights[0] = _move(builder, weights[0], weights[1], first)
-        factors[0] = _move(builder, factors[0], factors[1], first)
+        weights[0] = emit_move(builder, weights[0], weights[1], first)
+        factors[0] = emit_move(builder, factors[0], factors[1], first)
 
         def emit(n_rows: int, n_columns: int) -> None:
             def add(b: Any, start: int, sums: Sequence[Any]) -> Sequence[Any]:
@@ -273,20 +209,20 @@ def _contraction(triangle: bool) -> Any:
                 return _add_mean(builder, weights, tokens, b, rows, n_columns, sums)
 
             zeros = [emit_constant(0.0)] * (n_rows * n_columns)
-            sums = _sum_over(builder, count, zeros, lambda b, sums: add(b, 0, sums))
+            sums = emit_sum_over(builder, count, zeros, lambda b, sums: add(b, 0, sums))
             if triangle:
                 for r in range(n_rows):
-                    sums = add(builder.add(first, _integer(r)), r, sums)
+                    sums = add(builder.add(first, integer(r)), r, sums)
             for c in range(n_columns):
-                place = builder.add(out, _integer(VECTOR.count * 8 * c))
+                place = builder.add(out, integer(VECTOR.count * 8 * c))
                 total = emit_load(builder, place)
                 for r in range(n_rows):
-                    factors_r = _move(builder, factors[0], factors[1], r)
-                    factor = emit_load(builder, _move(builder, factors_r, factors[2], c))
+                    factors_r = emit_move(builder, factors[0], factors[1], r)
+                    factor = emit_load(builder, emit_move(builder, factors_r, factors[2], c))
                     total = emit_fma(builder, sums[r * n_columns + c], factor, total)
                 emit_store(builder, place, total)
 
-        _for_each_size(builder, rows, columns, _feature_sizes, emit)
+        emit_for_each_size(builder, rows, columns, _feature_sizes, emit)
         return context.get_dummy_value()
 
     return generate

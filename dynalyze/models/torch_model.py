@@ -17,16 +17,18 @@ from dynalyze.models.torch_device import default_budget, private_copy, usable_de
 from dynalyze.models.torch_inspection import (
     NonSmoothWarning,
     UpcastWarning,
-    check_function,
     check_modules,
     check_pairs,
-    check_products_alone,
     names_of_entries,
-    non_smooth_operations,
     some,
 )
 from dynalyze.models.torch_loss import SampleLoss, checked_loss, float_targets, squared_loss
 from dynalyze.models.torch_objective import Function, TorchObjective, differentiable_attention
+from dynalyze.models.torch_probing import (
+    check_function,
+    check_products_alone,
+    non_smooth_operations,
+)
 
 _PROBE_SAMPLES = 4
 

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from dynalyze._typing import FloatArray, IntArray
 from dynalyze.errors import InvalidInputError, MissingDependencyError
 from dynalyze.spectra.attention import find_sources, model_lookup
-from dynalyze.spectra.checkpoints import open_checkpoint, stored_lookup
 from dynalyze.spectra.recognition import display_name, natural_order, sources_from_names
 from dynalyze.spectra.sources import Lookup, StoredWeight
+from dynalyze.spectra.stored_weights import open_checkpoint, stored_lookup
 from dynalyze.spectra.tracker import Tracker
 
 if TYPE_CHECKING:

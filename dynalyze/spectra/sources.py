@@ -1,6 +1,6 @@
 """Stored attention weights of a layer, and how its per-head factors are read from them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -173,3 +173,8 @@ def _rows(weight: Tensor, n_heads: int) -> Tensor:
 def expand_heads(heads: Tensor, n_heads: int) -> Tensor:
     """Repeat grouped key or value heads so that each query head has its own."""
     return heads.repeat_interleave(n_heads // heads.shape[0], 0)
+
+
+def source_names(sources: Sequence[AttentionSource]) -> list[str]:
+    """Names of all tensors that the sources are computed from, each once."""
+    return list(dict.fromkeys(name for source in sources for name in source.parameter_names()))

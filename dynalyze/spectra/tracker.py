@@ -12,10 +12,12 @@ from torch import Tensor, nn
 
 from dynalyze.errors import InvalidInputError
 from dynalyze.spectra.attention import check_trained, find_sources, model_lookup
-from dynalyze.spectra.checkpoints import open_checkpoint, source_names, stored_lookup
 from dynalyze.spectra.history import SpectraHistory
+from dynalyze.spectra.options import RecordOptions
 from dynalyze.spectra.recognition import Layouts
-from dynalyze.spectra.recorder import Recorder, RecordOptions
+from dynalyze.spectra.recorder import Recorder
+from dynalyze.spectra.sources import source_names
+from dynalyze.spectra.stored_weights import open_checkpoint, stored_lookup
 
 
 class Tracker:

@@ -13,8 +13,8 @@ import dynalyze
 from dynalyze._collectives import all_reduce, world
 from dynalyze._torch import torch
 from dynalyze.errors import InvalidInputError
-from dynalyze.spectra.checkpoints import open_checkpoint
 from dynalyze.spectra.history import SpectraHistory
+from dynalyze.spectra.stored_weights import open_checkpoint
 from dynalyze.spectra.tracker import Tracker, track
 from dynalyze.training.checkpoints import latest_checkpoint
 from dynalyze.training.loop import held_interrupts

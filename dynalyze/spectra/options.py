@@ -1,0 +1,34 @@
+"""Options of tracking, shared by `track` and `track_checkpoints`."""
+
+from dataclasses import dataclass
+
+import torch
+
+from dynalyze.errors import InvalidInputError
+
+
+@dataclass(frozen=True)
+class RecordOptions:
+    """What is computed for each record."""
+
+    n_values: int | None = 10
+    spectrum: str = "leading"
+    n_directions: int = 4
+    rank_tolerance: float = 0.01
+    dtype: torch.dtype | None = None
+
+    def __post_init__(self) -> None:
+        if self.n_values is not None and self.n_values < 1:
+            raise InvalidInputError(f"n_values must be at least 1 or None, got {self.n_values}.")
+        if self.spectrum not in ("leading", "full"):
+            raise InvalidInputError(f"spectrum must be 'leading' or 'full', got {self.spectrum!r}.")
+        if self.n_directions < 0:
+            raise InvalidInputError(f"n_directions must not be negative, got {self.n_directions}.")
+        if not 0 < self.rank_tolerance < 1:
+            raise InvalidInputError(
+                f"rank_tolerance must lie between 0 and 1, got {self.rank_tolerance}."
+            )
+        if self.dtype not in (None, torch.float32, torch.float64):
+            raise InvalidInputError(
+                f"dtype must be torch.float32, torch.float64 or None, got {self.dtype}."
+            )
