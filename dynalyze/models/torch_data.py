@@ -26,7 +26,7 @@ def as_tensor(values: Any, name: str) -> torch.Tensor:
         try:
             array = np.array(values)
         except ValueError as error:
-            raise InvalidInputError(f"{name} is not an array: {error}") from error
+            raise InvalidInputError(f"{name} is not a rectangular array: {error}") from error
         if array.dtype.kind not in "fiub":
             raise InvalidInputError(
                 f"{name} is of type {type(values).__name__}: an array or tensor of numbers is "
@@ -34,7 +34,9 @@ def as_tensor(values: Any, name: str) -> torch.Tensor:
             )
         tensor = torch.from_numpy(array)
     if tensor.ndim == 0:
-        raise InvalidInputError(f"{name} has no axis of samples: its first axis must count them")
+        raise InvalidInputError(
+            f"{name} has no axis of samples, with shape (): its first axis must count them"
+        )
     if tensor.is_floating_point():
         tensor = tensor.to(torch.float64)
         if not bool(torch.isfinite(tensor).all()):

@@ -163,11 +163,14 @@ def suggest_lora_ranks(
         if first.shape != last.shape:
             raise InvalidInputError(
                 f"{weight.name} has shape {tuple(first.shape)} before and {tuple(last.shape)} "
-                "after: the architecture changed."
+                "after: the architecture changed. Give the start and the end of one training."
             )
         change = last.double() - first.to(last.device).double()
         if not bool(change.isfinite().all()):
-            raise InvalidInputError(f"{weight.name} holds NaN or infinite values.")
+            raise InvalidInputError(
+                f"{weight.name} holds NaN or infinite values: training has diverged (lower the "
+                "learning rate), or the checkpoint is damaged."
+            )
         energy = np.cumsum(torch.linalg.svdvals(change).cpu().numpy() ** 2)
         rank, held = 0, 1.0
         if energy[-1] > 0:

@@ -86,7 +86,10 @@ def _open_sharded(index: Path) -> StoredWeights:
     try:
         names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
     except (ValueError, KeyError, AttributeError) as error:
-        raise SavedFileError(f"{index} is not an index of sharded weights: {error!r}.") from error
+        raise SavedFileError(
+            f"{index} is not an index of sharded weights ({error!r}): restore a copy, or name "
+            "the file of weights itself."
+        ) from error
     return _open_safetensors(index, [index.parent / name for name in sorted(names)])
 
 
@@ -95,7 +98,7 @@ def _open_safetensors(path: Path, files: Sequence[Path]) -> StoredWeights:
         from safetensors import SafetensorError, safe_open
     except ImportError as error:
         raise MissingDependencyError(
-            f"reading {path} needs safetensors: pip install 'dynalyze[torch]'."
+            f'reading {path} needs safetensors: pip install "dynalyze[torch]".'
         ) from error
     shapes: dict[str, tuple[int, ...]] = {}
     places: dict[str, Path] = {}
@@ -129,7 +132,9 @@ def _open_torch(path: Path) -> Mapping[str, Tensor]:
         if isinstance(state, Mapping) and isinstance(state.get(key), Mapping):
             state = state[key]
     if not isinstance(state, Mapping):
-        raise SavedFileError(f"{path} holds a {type(state).__name__}, not weights by name.")
+        raise SavedFileError(
+            f"{path} holds a {type(state).__name__}, not weights by name: save model.state_dict()."
+        )
     weights = {name: value for name, value in state.items() if isinstance(value, Tensor)}
     if not weights:
         raise SavedFileError(f"{path} holds no tensors: save model.state_dict().")
@@ -157,5 +162,6 @@ def stored_lookup(weights: Mapping[str, Tensor], names: Sequence[str]) -> Lookup
     where = getattr(weights, "path", "the checkpoint")
     raise InvalidInputError(
         f"{where} lacks {len(missing)} of {len(names)} weights looked for, the first being "
-        f"{missing[0]!r}: its architecture is another one, or its weights have other names."
+        f"{missing[0]!r}: its architecture is another one, or its weights have other names. "
+        "Give checkpoints of one training, or the model that they are of."
     )

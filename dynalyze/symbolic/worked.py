@@ -119,8 +119,12 @@ def attention_head(X: Sequence[Any], y: Sequence[Any]) -> ExpectedLoss:
         If the samples are not of one shape, or `y` does not match them.
     """
     samples = [sp.Matrix(x) for x in X]
-    if len({sample.shape for sample in samples}) != 1:
-        raise InvalidInputError("X must have one shape (n_tokens, d) for every sample")
+    shapes = sorted({sample.shape for sample in samples})
+    if len(shapes) != 1:
+        raise InvalidInputError(
+            f"X has samples of shapes {', '.join(map(str, shapes)) or 'none'}: give at least one, "
+            "and all of one shape (n_tokens, d)"
+        )
     n_tokens, d = samples[0].shape
     h, inputs, products = attention_head_formula(n_tokens, d)
     flat = [list(sample) for sample in samples]

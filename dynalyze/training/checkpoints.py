@@ -122,7 +122,9 @@ def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     given = Path(path)
     place = latest_checkpoint(given) if not given.name.startswith("step-") else given
     if place is None or not place.is_dir():
-        raise FileNotFoundError(f"there is no checkpoint in {given}")
+        raise FileNotFoundError(
+            f"there is no checkpoint in {given}: give a folder that training wrote to"
+        )
     load_file = _safetensors().load_file
     try:
         header = json.loads((place / _STATE).read_text(encoding="utf-8"))

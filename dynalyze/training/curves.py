@@ -68,7 +68,7 @@ class Curves:
         if times.size and not (times.min() >= 0 and times.max() <= last * (1 + 1e-12)):
             raise InvalidInputError(
                 f"t ranges over [{times.min():g}, {times.max():g}], and the run over "
-                f"[0, {last:g}] in flow time"
+                f"[0, {last:g}] in flow time: give times within, or train for longer"
             )
         return np.minimum(times, last)
 

@@ -239,7 +239,10 @@ def test_expectations_from_moments():
         (lambda: orthogonal_stages([1, 1], [2, 1], [0, 0]), r"order=\[0, 0\]: give a permutation"),
         (lambda: mean_loss(A, [], [A], [], []), "X has 0 rows and y 0"),
         (lambda: mean_loss(A, [], [A], [[1]], [1]), "a sample has 1 inputs and 1 targets"),
-        (lambda: attention_head([[[1]], [[1], [2]]], [[[1]], [[1], [2]]]), "X must have one shape"),
+        (
+            lambda: attention_head([[[1]], [[1], [2]]], [[[1]], [[1], [2]]]),
+            r"X has samples of shapes \(1, 1\), \(2, 1\)",
+        ),
         (lambda: stages(UNSOLVABLE, time_limit=0), "time_limit=0 must be positive"),
         (lambda: activation([]), "waits is empty"),
         (lambda: Decisions({A: B}), "give real numbers for SymPy symbols"),

@@ -34,7 +34,7 @@ def digits() -> VisionData:
         from sklearn.datasets import load_digits
     except ImportError as error:
         raise MissingDependencyError(
-            "the digits come with scikit-learn: pip install 'dynalyze[data]'"
+            'the digits come with scikit-learn: pip install "dynalyze[data]"'
         ) from error
     bunch = load_digits()
     # Pixels are 0 … 16.
@@ -245,7 +245,9 @@ def _cifar_files(path: Path) -> dict[str, Callable[[], bytes]]:
         inside = next((path / name for name in _FOLDERS if (path / name).is_dir()), path)
         return {file.name: file.read_bytes for file in inside.iterdir() if file.is_file()}
     if not path.is_file():
-        raise InvalidInputError(f"there is no file or folder {path}.")
+        raise InvalidInputError(
+            f"there is no file or folder {path}: give the archive or the folder it unpacks to."
+        )
     try:
         with tarfile.open(path) as archive:
             members = {

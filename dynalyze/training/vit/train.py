@@ -99,7 +99,8 @@ def _fitted(data: VisionData, shape: ViTShape | None) -> ViTShape:
     _, height, width = data.train.shape
     if height != width or data.test.shape != data.train.shape:
         raise InvalidInputError(
-            f"images must be square and of one size, got {data.train.shape} and {data.test.shape}."
+            f"images must be square and of one size, got {data.train.shape} and {data.test.shape}: "
+            "crop or resize them."
         )
     if shape is None:
         shape = ViTShape.for_images(data.train.shape, data.n_classes)
@@ -107,7 +108,8 @@ def _fitted(data: VisionData, shape: ViTShape | None) -> ViTShape:
     if data.train.shape != expected or shape.n_classes != data.n_classes:
         raise InvalidInputError(
             f"the shape is for images {expected} of {shape.n_classes} classes, and {data.name} has "
-            f"images {data.train.shape} of {data.n_classes} classes."
+            f"images {data.train.shape} of {data.n_classes} classes: leave shape out, or give "
+            "ViTShape.for_images(data.train.shape, data.n_classes)."
         )
     return shape
 
