@@ -66,7 +66,7 @@ def save_checkpoint(
     """
     if keep < 1:
         raise InvalidInputError(f"keep={keep} must be at least 1")
-    save_file = _safetensors().save_file
+    save_file = safetensors_for_torch().save_file
     parent = Path(folder)
     parent.mkdir(parents=True, exist_ok=True)
     final = parent / f"step-{step:09d}"
@@ -125,7 +125,7 @@ def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
         raise FileNotFoundError(
             f"there is no checkpoint in {given}: give a folder that training wrote to"
         )
-    load_file = _safetensors().load_file
+    load_file = safetensors_for_torch().load_file
     try:
         header = json.loads((place / _STATE).read_text(encoding="utf-8"))
         found, digest, step = header["format"], header["digest"], int(header["step"])
@@ -191,7 +191,8 @@ def _damaged(place: Path, name: str, error: Exception) -> SavedFileError:
     )
 
 
-def _safetensors() -> Any:
+def safetensors_for_torch() -> Any:
+    """Return the module ``safetensors.torch``, which comes with the extra ``torch``."""
     try:
         import safetensors.torch
     except ImportError as error:

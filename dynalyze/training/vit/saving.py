@@ -10,7 +10,7 @@ from dynalyze._torch import torch
 from dynalyze.errors import InvalidInputError
 from dynalyze.spectra.history import NOT_ARRAYS
 from dynalyze.spectra.tracker import Tracker
-from dynalyze.training.checkpoints import load_checkpoint, save_checkpoint
+from dynalyze.training.checkpoints import load_checkpoint, safetensors_for_torch, save_checkpoint
 
 INITIAL = "initial.safetensors"  # weights that changes are measured from
 
@@ -109,8 +109,7 @@ def restore_optimizer(
 
 def write_weights(path: Path, model: torch.nn.Module) -> None:
     """Write a model's weights to a safetensors file, completely or not at all."""
-    from safetensors.torch import save_file
-
+    save_file = safetensors_for_torch().save_file
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     save_file({n: w.detach().cpu().contiguous() for n, w in model.state_dict().items()}, temporary)
