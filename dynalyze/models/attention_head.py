@@ -56,6 +56,11 @@ class AttentionHead:
     ------
     InvalidInputError
         If `d_model` or `threads` is not a positive integer.
+
+    Notes
+    -----
+    The first evaluation on a machine compiles kernels for it, which takes ten to twenty seconds;
+    later processes load them from Numba's cache. They do not depend on `d_model` or the data.
     """
 
     d_model: int
