@@ -15,6 +15,10 @@ if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
 
+# Difference of initial log coordinates that may be rounding, of single precision too; over |g| it
+# is that of jump times.
+_SAME_START = 1e-3
+
 
 @dataclass(frozen=True, eq=False)
 class Comparison:
@@ -152,8 +156,8 @@ def compare(prediction: StagePrediction, trajectory: Run, *, threshold: float = 
     Raises
     ------
     InvalidInputError
-        If the two have different α, different numbers of products or different losses, or
-        `threshold` is not positive.
+        If the two have different α, other initial weights, different numbers of products or
+        different losses, or `threshold` is not positive.
 
     Examples
     --------
@@ -248,6 +252,7 @@ def _check_comparable(prediction: StagePrediction, run: Run) -> None:
                 f"1e{alpha:g}: give predict_stages the trajectory's own init, or no init to "
                 "compare with the leading order alone"
             )
+        _check_same_start(prediction, run)
     mine = prediction.configuration.get("loss")
     theirs = getattr(run, "configuration", {}).get("loss", mine)
     if mine is not None and mine != theirs:
@@ -255,3 +260,19 @@ def _check_comparable(prediction: StagePrediction, run: Run) -> None:
             f"the prediction was made with loss={mine!r} and the trajectory with loss={theirs!r}, "
             "in other units of time: use the same loss for both"
         )
+
+
+def _check_same_start(prediction: StagePrediction, run: Run) -> None:
+    """Refuse a prediction for other initial weights, by what the flow of products sees of them."""
+    assert prediction.finite is not None
+    mine, theirs = prediction.finite.init, run.init
+    apart = np.maximum(np.abs(mine.z0 - theirs.z0), np.abs(mine.log_abs_c - theirs.log_abs_c) / 2)
+    if not (apart > _SAME_START).any():
+        return
+    i = int(np.argmax(apart))
+    raise InvalidInputError(
+        f"the prediction was made for other initial weights than the trajectory has, of "
+        f"{prediction.name(i)} (u0, v0) = ({mine.u0[i]:.6g}, {mine.v0[i]:.6g}) where the "
+        f"trajectory has ({theirs.u0[i]:.6g}, {theirs.v0[i]:.6g}): give predict_stages the "
+        "trajectory's own init, or no init to compare with the leading order alone"
+    )

@@ -2,13 +2,14 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 from scipy.interpolate import CubicSpline
 
 from dynalyze._typing import FloatArray, IntArray
 from dynalyze.errors import InvalidInputError
+from dynalyze.flow.initialization import Initialization
 from dynalyze.stages.algorithm import Stage
 
 # Sum of overlaps up to which stages count as separated. Measured on heads and on diabetes from
@@ -24,7 +25,7 @@ class FiniteScaleStages:
     M and the order may differ from the limit α → 0 where products nearly tie.
     """
 
-    log10_alpha: float  # scale of the initialization
+    init: Initialization  # what the stages start from
     coordinates: IntArray  # (M,), product that activates
     signs: IntArray  # (M,), ±1
     onsets: FloatArray  # (M,), flow time at which each orbit starts
@@ -34,12 +35,12 @@ class FiniteScaleStages:
     orbit_log_sizes: FloatArray  # log|θ| of the activating product at those times
 
     @classmethod
-    def from_stages(cls, stages: list[Stage], overlaps: list[float], log10_alpha: float) -> Self:
+    def from_stages(cls, stages: list[Stage], overlaps: list[float], init: Initialization) -> Self:
         """Collect the stages that the recursion found on the clock of an initialization."""
         orbits = [stage.transition.orbit for stage in stages]
         empty = [np.empty(0)]
         return cls(
-            log10_alpha=log10_alpha,
+            init=init,
             coordinates=np.array([s.activation.coordinate for s in stages], dtype=np.int64),
             signs=np.array([s.activation.sign for s in stages], dtype=np.int64),
             onsets=np.array([s.onset_time for s in stages], dtype=float),
@@ -48,6 +49,11 @@ class FiniteScaleStages:
             orbit_times=np.concatenate(empty + [orbit.times for orbit in orbits]),
             orbit_log_sizes=np.concatenate(empty + [orbit.log_size for orbit in orbits]),
         )
+
+    @property
+    def log10_alpha(self) -> float:
+        """Scale of the initialization."""
+        return self.init.log10_alpha
 
     @property
     def n_separated(self) -> int:
@@ -117,13 +123,16 @@ class FiniteScaleStages:
         return lr
 
     def to_arrays(self) -> dict[str, FloatArray | IntArray]:
-        """All arrays by name, for saving."""
-        return {k: v for k, v in vars(self).items() if isinstance(v, np.ndarray)}
+        """All arrays by name, for saving beside `log10_alpha`."""
+        own = {k: v for k, v in vars(self).items() if isinstance(v, np.ndarray)}
+        return own | {"u0": self.init.u0, "v0": self.init.v0}
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, FloatArray | IntArray], log10_alpha: float) -> Self:
         """Inverse of `to_arrays`."""
-        return cls(log10_alpha=log10_alpha, **arrays)  # type: ignore[arg-type]
+        own: dict[str, Any] = dict(arrays)
+        init = Initialization(own.pop("u0"), own.pop("v0"), log10_alpha=log10_alpha)
+        return cls(init=init, **own)
 
 
 def _first_crossing(times: FloatArray, log_size: FloatArray, log_threshold: float) -> float:

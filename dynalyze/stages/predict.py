@@ -174,7 +174,7 @@ def _at_finite_scale(
     Also returns whether it was interrupted: what was found before is kept.
     """
     if not leading:
-        return FiniteScaleStages.from_stages([], [], init.log10_alpha), False
+        return FiniteScaleStages.from_stages([], [], init), False
     largest = max(float(np.abs(s.transition.end.theta).max()) for s in leading)
     # Where no transition ends before the next begins, products come and go without end.
     most = _MOST_FINITE * len(leading)
@@ -187,7 +187,7 @@ def _at_finite_scale(
     except KeyboardInterrupt:
         interrupted = True
     overlaps = clock.overlaps[: len(stages)]
-    return FiniteScaleStages.from_stages(stages, overlaps, init.log10_alpha), interrupted
+    return FiniteScaleStages.from_stages(stages, overlaps, init), interrupted
 
 
 def _warn_of_overlap(prediction: StagePrediction, log10_alpha: float) -> None:

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import numpy as np
 import pytest
 from objectives import Quadratic
 
@@ -26,6 +27,21 @@ def test_different_scales(run):
     prediction = predict_stages(Quadratic([1.0, -2.0]), init=other)
     with pytest.raises(InvalidInputError, match=r"made for α = 1e-30 .* has α = 1e-20: give"):
         compare(prediction, run)
+
+
+def test_different_weights(run):
+    other = Initialization([1.0, 0.7], INIT.v0, log10_alpha=-20)
+    prediction = predict_stages(Quadratic([1.0, -2.0]), init=other)
+    message = r"other initial weights .* w\[1\] .* = \(0.7, -0.3\) where .* \(0.8, -0.3\): give"
+    with pytest.raises(InvalidInputError, match=message):
+        compare(prediction, run)
+    # The leading order is that of all initial weights.
+    assert compare(predict_stages(Quadratic([1.0, -2.0])), run).n_stages == 2
+
+
+def test_the_same_weights_up_to_rounding_and_signs(run):
+    same = Initialization(-INIT.u0, np.float32(-INIT.v0), log10_alpha=-20)
+    assert compare(predict_stages(Quadratic([1.0, -2.0]), init=same), run).n_stages == 2
 
 
 def test_arguments_in_the_wrong_order(run, prediction):

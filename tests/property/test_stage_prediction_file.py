@@ -36,6 +36,8 @@ def test_round_trip_is_exact(tmp_path_factory, seed, with_init):
     assert loaded.summary() == prediction.summary()
     if with_init:
         np.testing.assert_array_equal(loaded.jump_times(0.01), prediction.jump_times(0.01))
+        np.testing.assert_array_equal(loaded.finite.init.u0, prediction.finite.init.u0)
+        np.testing.assert_array_equal(loaded.finite.init.v0, prediction.finite.init.v0)
     else:
         assert loaded.finite is None
 
