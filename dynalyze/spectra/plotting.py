@@ -11,6 +11,8 @@ from dynalyze.spectra.history import PRODUCTS, SpectraHistory, product_index
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+_DISTINCT = 6  # layers that get the colours of Matplotlib's cycle
+_LABELLED = 12  # layers in a legend at most
 _LABELS = (r"$\Delta(W_K W_Q^T)$", r"$\Delta(W_V W_O^T)$")
 
 
@@ -20,6 +22,25 @@ def _axes(ax: "Axes | None") -> "Axes":
     import matplotlib.pyplot as plt
 
     return plt.subplots(layout="constrained")[1]
+
+
+def _shortened(names: Sequence[str]) -> tuple[list[str], str | None]:
+    """What differs between the names of layers, and what they share, with a * in its place."""
+    if len(names) < 2:
+        return list(names), None
+    # A number is left whole: layers.1 and layers.10 share "layers."
+    start = _common_start(names).rstrip("0123456789")
+    rests = [name.removeprefix(start) for name in names]
+    end = _common_start([rest[::-1] for rest in rests])[::-1].lstrip("0123456789")
+    if not start + end or not all(len(rest) > len(end) for rest in rests):
+        return list(names), None
+    return [rest.removesuffix(end) for rest in rests], f"{start}*{end}"
+
+
+def _common_start(texts: Sequence[str]) -> str:
+    first, last = min(texts), max(texts)
+    same = [a == b for a, b in zip(first, last, strict=False)]
+    return first[: [*same, False].index(False)]
 
 
 def _layer(history: SpectraHistory, layer: int) -> int:
@@ -93,22 +114,41 @@ def plot_stable_rank(
         Where to draw; new axes by default.
     """
     p = product_index(product)
-    chosen = range(len(history.layer_names)) if layers is None else layers
+    chosen = list(range(len(history.layer_names)) if layers is None else layers)
+    if not chosen:
+        raise InvalidInputError("layers is empty: name at least one, or leave it out for all.")
     ax = _axes(ax)
+    import matplotlib as mpl
+
+    names = [history.layer_names[_layer(history, layer)] for layer in chosen]
+    short, title = _shortened(names)
+    many = len(chosen) > _DISTINCT
+    # Colours in the order of depth where there are too many layers to tell apart by others.
+    colors = mpl.colormaps["viridis_r"](np.linspace(0.05, 1.0, len(chosen)))
+    labelled = range(0, len(chosen), -(-len(chosen) // _LABELLED))
     # Before anything has moved there is no rank to draw.
     moved = history.frobenius_norm[:, p].any(-1)
-    for layer in chosen:
-        heads = history.layer == _layer(history, layer)
+    for i, layer in enumerate(chosen):
+        heads = history.layer == layer
         ranks = history.stable_rank[moved][:, p, heads]
         mean, spread = ranks.mean(-1), ranks.std(-1)
-        (line,) = ax.plot(history.steps[moved], mean, label=history.layer_names[layer])
+        label = short[i] if i in labelled else None
+        (line,) = ax.plot(
+            history.steps[moved], mean, label=label, color=colors[i] if many else f"C{i}"
+        )
         ax.fill_between(
-            history.steps[moved], mean - spread, mean + spread, color=line.get_color(), alpha=0.2,
-            lw=0,
+            history.steps[moved], mean - spread, mean + spread, color=line.get_color(),
+            alpha=0.08 if many else 0.2, lw=0,
         )  # fmt: skip
     ax.set_xlabel("optimizer step")
     ax.set_ylabel(f"stable rank of {_LABELS[p]}")
-    ax.legend(frameon=False, fontsize="small")
+    ax.legend(
+        frameon=many,
+        fontsize="small",
+        title=title,
+        title_fontsize="small",
+        ncols=-(-len(labelled) // 6),
+    )
     ax.margins(x=0)
     return ax
 

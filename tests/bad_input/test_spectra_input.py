@@ -165,6 +165,8 @@ def test_questions_about_records_that_do_not_exist() -> None:
         history.plot_spectra(product="QK")
     with pytest.raises(InvalidInputError, match=r"layer must lie in 0 … 1, got 2"):
         history.plot_stable_rank([2])
+    with pytest.raises(InvalidInputError, match=r"layers is empty: name at least one"):
+        history.plot_stable_rank([])
     with pytest.raises(InvalidInputError, match=r"did not change"):
         spectra.plot_final_spectrum(history)
     assert np.isfinite(history.stable_rank).all()

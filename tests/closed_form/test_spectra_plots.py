@@ -59,3 +59,23 @@ def test_final_spectrum_beside_the_initial_one(history: spectra.SpectraHistory) 
     np.testing.assert_allclose(final, (values / values[:, :1]).mean(0))
     values = history.initial_singular_values[0, heads]
     np.testing.assert_allclose(initial, (values / values[:, :1]).mean(0))
+
+
+def test_many_layers_are_named_by_what_differs() -> None:
+    torch.manual_seed(0)
+    layer = nn.TransformerEncoderLayer(8, 2, 8, batch_first=True)
+    model = nn.Sequential(nn.TransformerEncoder(layer, 30, enable_nested_tensor=False))
+    tracker = spectra.track(model, every=1)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.01 * torch.randn_like(parameter))
+    tracker.step()
+    ax = tracker.history.plot_stable_rank()
+    legend = ax.get_legend()
+    assert legend.get_title().get_text() == "0.layers.*.self_attn"
+    assert [text.get_text() for text in legend.get_texts()] == [str(i) for i in range(0, 30, 3)]
+    assert len({tuple(line.get_color()) for line in ax.lines}) == 30
+    few = tracker.history.plot_stable_rank([0, 12]).get_legend()
+    assert [text.get_text() for text in few.get_texts()] == ["0", "12"]
+    one = tracker.history.plot_stable_rank([12]).get_legend()
+    assert one.get_texts()[0].get_text() == "0.layers.12.self_attn"
