@@ -2,8 +2,11 @@
 
 from typing import cast
 
+import numpy as np
+
 from dynalyze._typing import ArrayLike, Data
 from dynalyze.errors import InvalidInputError
+from dynalyze.models.data import as_positive_int
 from dynalyze.models.losses import Loss
 from dynalyze.models.protocol import Model, Objective
 
@@ -20,8 +23,17 @@ def bind(
     Raises
     ------
     InvalidInputError
-        If `model` is neither, or data are missing or superfluous.
+        If `model` is neither, data are missing or superfluous, or an objective of your own
+        returns other shapes than `Objective` says.
     """
+    objective = _objective(model, data, loss, sample_weight)
+    _check_shapes(objective)
+    return objective
+
+
+def _objective(
+    model: Model | Objective, data: Data, loss: Loss, sample_weight: ArrayLike | None
+) -> Objective:
     if isinstance(model, type):
         raise InvalidInputError(
             f"model={model.__name__} is a class: give an instance, such as {model.__name__}(4)"
@@ -40,6 +52,11 @@ def bind(
                 "weights: leave out data and sample_weight, or give a Model"
             )
         return model
+    if any(base.__module__.startswith("torch.nn.") for base in type(model).__mro__):
+        raise InvalidInputError(
+            f"model=<{type(model).__name__}> is a PyTorch module, whose products are not known: "
+            "wrap it, dynalyze.models.TorchModel(module, products=[(name_u, name_v), ...])"
+        )
     raise InvalidInputError(
         f"model={_shown(model)} is neither a Model (with bind) nor an Objective (with value, field "
         "and hessian_columns): use one of dynalyze.models, or see dynalyze.models.protocol"
@@ -49,3 +66,32 @@ def bind(
 def _shown(model: object) -> str:
     """The value in short: arrays given by mistake would fill the screen."""
     return repr(model) if isinstance(model, str | int | float) else f"<{type(model).__name__}>"
+
+
+def _check_shapes(objective: Objective) -> None:
+    """Refuse an objective of the user's own that would end as an error deep inside.
+
+    The library's own have been checked where they were bound, and are not evaluated here.
+    """
+    if type(objective).__module__.partition(".")[0] == "dynalyze":
+        return
+    name, p = type(objective).__name__, objective.n_products
+    as_positive_int(p, f"{name}.n_products")
+    if len(objective.product_names) != p:
+        raise InvalidInputError(
+            f"{name}.product_names has {len(objective.product_names)} entries for n_products={p}: "
+            "give one name per product"
+        )
+    theta, first = np.zeros(p), np.array([0], dtype=np.int64)
+    for call, result, shape in (
+        ("field(theta)", objective.field(theta), (p,)),
+        ("value_and_field(theta)[1]", objective.value_and_field(theta)[1], (p,)),
+        ("hessian_columns(theta, [0])", objective.hessian_columns(theta, first), (p, 1)),
+    ):
+        is_array = isinstance(result, np.ndarray)
+        if not is_array or result.shape != shape:
+            received = f"shape {result.shape}" if is_array else f"a {type(result).__name__}"
+            raise InvalidInputError(
+                f"{name}.{call} returns {received} for n_products={p}: return a NumPy array of "
+                f"shape {shape}"
+            )

@@ -111,6 +111,7 @@ def predict_stages(
     limits = Limits(field_tolerance, tie_tolerance, max_stages, started + max_seconds)
     names = objective.product_names
     origin = at_origin(objective)
+    _check_finite(origin, model)
     tolerance = _STATIONARY * float(np.abs(origin.field).max(initial=0.0))
     transitions = Transitions(objective, orbit_stepper, tolerance)
     stages: list[Stage] = []
@@ -159,6 +160,16 @@ def predict_stages(
     if init is not None and ending.status is not Status.INTERRUPTED:
         _warn_of_overlap(prediction, init.log10_alpha)
     return prediction
+
+
+def _check_finite(origin: StationaryPoint, model: Model | Objective) -> None:
+    """Refuse a loss that is not a number: no product would seem to have a field."""
+    if not (np.isfinite(origin.value) and np.isfinite(origin.field).all()):
+        raise InvalidInputError(
+            f"{type(model).__name__} has the loss {origin.value:.6g} and the field {origin.field} "
+            "at θ = 0, where training starts: both must be finite there; check the loss, and "
+            "rescale data beyond the range of floats"
+        )
 
 
 def _at_finite_scale(

@@ -4,8 +4,9 @@ import time
 
 import numpy as np
 import pytest
+from objectives import Quadratic
 
-from dynalyze import Initialization, predict_stages
+from dynalyze import Initialization, predict_stages, simulate
 from dynalyze.datasets import Dataset
 from dynalyze.errors import ConstantFeatureWarning, InvalidInputError, StagesOverlapWarning
 from dynalyze.models import AttentionHead, DiagonalLinear
@@ -14,6 +15,10 @@ from dynalyze.models.counted import CountedObjective
 RNG = np.random.default_rng(0)
 X, Y = RNG.standard_normal((20, 3)), RNG.standard_normal(20)
 TOKENS = RNG.standard_normal((6, 4, 2))
+
+
+def _simulate(model):
+    return simulate(model, None, Initialization.gaussian(2, log10_alpha=-20, rng=0))
 
 
 def _with(array, index, value):
@@ -263,7 +268,7 @@ INIT = Initialization.gaussian(3, log10_alpha=-300, rng=0)
 def test_interrupted_predictions_keep_the_stages_found_and_their_jump_times():
     whole = predict_stages(DiagonalLinear(3), (X, Y), init=INIT)
     kept = set()
-    for at_call in range(2, whole.stats.nfev, 3):
+    for at_call in range(3, whole.stats.nfev, 3):
         prediction = predict_stages(Interrupted(at_call), init=INIT)
         if prediction.status == "converged":  # the call is never reached
             continue
@@ -289,3 +294,55 @@ def test_jump_times_of_the_stages_found_survive_the_end_of_the_time():
     expected = whole.jump_times()[: prediction.n_stages]
     np.testing.assert_allclose(prediction.jump_times(), expected, rtol=1e-12)
     assert prediction.separated.all()
+
+
+class _Broken(Quadratic):
+    """A loss of one's own with one mistake in it."""
+
+    def __init__(self, mistake):
+        super().__init__([1.0, -0.5])
+        self.mistake = mistake
+
+    @property
+    def product_names(self):
+        return ("w",) if self.mistake == "names" else super().product_names
+
+    def value_and_field(self, theta):
+        value, field = super().value_and_field(theta)
+        return value, {"list": list(field), "short": field[:1]}.get(self.mistake, field)
+
+    def hessian_columns(self, theta, indices):
+        columns = super().hessian_columns(theta, indices)
+        return self.hessian if self.mistake == "hessian" else columns
+
+
+@pytest.mark.parametrize(
+    ("mistake", "message"),
+    [
+        ("list", r"_Broken.field\(theta\) returns a list .*return a NumPy array of shape \(2,\)"),
+        ("short", r"returns shape \(1,\) for n_products=2: return a NumPy array of shape \(2,\)"),
+        ("hessian", r"hessian_columns\(theta, \[0\]\) returns shape \(2, 2\).*of shape \(2, 1\)"),
+        ("names", "product_names has 1 entries for n_products=2: give one name per product"),
+    ],
+)
+@pytest.mark.parametrize("run", [predict_stages, _simulate])
+def test_own_objective(run, mistake, message):
+    with pytest.raises(InvalidInputError, match=message):
+        run(_Broken(mistake))
+
+
+def test_loss_that_is_not_a_number_does_not_seem_at_rest():
+    class NotANumber(Quadratic):
+        def value_and_field(self, theta):
+            return np.nan, np.full(2, np.nan)
+
+    with pytest.raises(InvalidInputError, match=r"NotANumber has the loss nan .* must be finite"):
+        predict_stages(NotANumber([1.0, -0.5]))
+
+
+def test_bare_module():
+    torch = pytest.importorskip("torch")
+    with pytest.raises(
+        InvalidInputError, match=r"<Linear> is a PyTorch module.*TorchModel\(module"
+    ):
+        predict_stages(torch.nn.Linear(3, 1), (X, Y))
