@@ -127,7 +127,8 @@ class DiagonalLinearObjective:
 
     @cached_property
     def _hessian(self) -> FloatArray:
-        return (self.X * self.weights[:, None]).T @ self.X
+        with np.errstate(over="ignore", invalid="ignore"):  # infinite, where it is reported
+            return (self.X * self.weights[:, None]).T @ self.X
 
     def hessian_columns(self, theta: FloatArray, indices: IntArray) -> FloatArray:
         """Columns of Xᵀ W X, which do not depend on θ; shape (p, len(indices))."""

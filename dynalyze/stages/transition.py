@@ -76,6 +76,11 @@ def limit_point(
     objective = CountedObjective(objective)
     latest = _LATEST / abs(start.field[coordinate])
     theta = onset(objective, start, coordinate, sign)
+    if not 0 < abs(theta[coordinate]) < np.inf:
+        return NoLimit(
+            f"with |g| = {abs(start.field[coordinate]):.3g} its natural size, |g| over "
+            "the curvature of the loss, is beyond the range of floats: rescale the data"
+        )
     chart = BalancedCoordinates(np.sign(theta))
     support = np.flatnonzero(theta)
     path = OrbitPath(chart)

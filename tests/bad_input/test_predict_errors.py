@@ -340,6 +340,12 @@ def test_loss_that_is_not_a_number_does_not_seem_at_rest():
         predict_stages(NotANumber([1.0, -0.5]))
 
 
+def test_data_whose_squares_overflow_end_the_stage_with_the_reason():
+    prediction = predict_stages(DiagonalLinear(3), (1e200 * X, Y))
+    assert prediction.status == "no limit point"
+    assert "beyond the range of floats: rescale the data" in prediction.message
+
+
 def test_bare_module():
     torch = pytest.importorskip("torch")
     with pytest.raises(
