@@ -17,7 +17,8 @@ InitialWeights = Initialization | tuple[FloatArray, FloatArray]
 
 def next_activation(prediction: StagePrediction, k: int) -> Activation | None:
     """The minimum of eq. (9) on plateau k, with its runner-up."""
-    zero = prediction.configuration.get("field_tolerance", 1e-9) * _largest_field(prediction)
+    zero = prediction.configuration.get("zero_fields", 1e-9 * _largest_field(prediction))
+    zero = np.asarray(zero)
     field = prediction.fields[k]
     waits = time_until_active(prediction.b[k], field, prediction.theta[k] != 0, zero=zero)
     return activation(waits, field)

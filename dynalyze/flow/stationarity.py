@@ -4,7 +4,7 @@ import numpy as np
 
 from dynalyze._typing import FloatArray
 from dynalyze.flow.coordinates import Chart
-from dynalyze.models.protocol import Objective
+from dynalyze.models.protocol import Objective, relative_field_units
 
 _SUPPORT = 1e-6  # |θ| of the support, in units of the largest
 _SHORT_STEP = 1e-3  # a Newton step that confirms a stationary point, in units of the largest |θ|
@@ -26,24 +26,26 @@ class StationaryTest:
     chart : Chart
         The products θ(z).
     tol : float
-        Largest |g| that counts as zero, in units of the largest seen.
+        Largest |g| that counts as zero, in units of the largest seen; each in the units of its own
+        feature, where the objective knows them.
     """
 
     def __init__(self, objective: Objective, chart: Chart, tol: float) -> None:
         self._objective = objective
         self._chart = chart
         self._tol = tol
+        self._units = relative_field_units(objective)
         self._largest_field = 0.0
         self._field = 0.0
 
     def __call__(self, z: FloatArray, field: FloatArray) -> tuple[str, str] | None:
         """Status and message if the flow is at rest at z, where g is `field`; otherwise None."""
-        self._field = float(np.max(np.abs(field)))
+        self._field = float(np.max(np.abs(field) / self._units))
         self._largest_field = max(self._largest_field, self._field)
         if self._field > self._tol * self._largest_field:
             return None
         theta = self._chart.theta(z)
-        largest = float(np.max(np.abs(theta)))
+        largest = float(np.max(np.abs(theta) * self._units))
         step = self._newton_step(theta, field)
         if step > _SHORT_STEP * largest:
             return "no_limit", (
@@ -67,10 +69,13 @@ class StationaryTest:
         )
 
     def _newton_step(self, theta: FloatArray, field: FloatArray) -> float:
-        """Largest entry of the Newton step on the support."""
-        support = np.flatnonzero(np.abs(theta) > _SUPPORT * np.max(np.abs(theta)))
+        """Largest entry of the Newton step on the support, in the units of the fields."""
+        sizes = np.abs(theta) * self._units
+        support = np.flatnonzero(sizes > _SUPPORT * np.max(sizes))
         if support.size == 0:
             return 0.0
+        units = self._units[support]
         hessian = self._objective.hessian_columns(theta, support)[support]
-        step = np.linalg.lstsq(hessian, field[support], rcond=_FLAT)[0]
+        scaled = hessian / units / units[:, None]
+        step = np.linalg.lstsq(scaled, field[support] / units, rcond=_FLAT)[0]
         return float(np.max(np.abs(step)))

@@ -38,6 +38,11 @@ class CountedObjective:
         """Readable name of each product; length p."""
         return self.objective.product_names
 
+    @property
+    def field_units(self) -> FloatArray | None:
+        """Units of the fields where the objective knows them; shape (p,)."""
+        return getattr(self.objective, "field_units", None)
+
     def value(self, theta: FloatArray) -> float:
         """Loss L(θ); θ has shape (p,)."""
         self.nfev += 1

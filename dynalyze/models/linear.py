@@ -111,6 +111,14 @@ class DiagonalLinearObjective:
         """Number p of products."""
         return self.X.shape[1]
 
+    @cached_property
+    def field_units(self) -> FloatArray:
+        """√(Σ_s w_s x_si² · Σ_s w_s y_s²), which |g_i(0)| cannot exceed; shape (p,)."""
+        root = np.sqrt(self.weights)
+        with np.errstate(over="ignore"):
+            sizes = np.linalg.norm(self.X * root[:, None], axis=0)
+            return np.asarray(sizes * np.linalg.norm(self.y * root))
+
     def value(self, theta: FloatArray) -> float:
         """Loss at θ, shape (p,)."""
         return self.value_and_field(theta)[0]

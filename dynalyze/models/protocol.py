@@ -8,6 +8,8 @@ nothing else of what is trained.
 
 from typing import Protocol, runtime_checkable
 
+import numpy as np
+
 from dynalyze._typing import ArrayLike, Data, FloatArray, IntArray
 
 
@@ -17,6 +19,9 @@ class Objective(Protocol):
 
     Whatever satisfies this protocol can be given to `predict_stages` and `simulate` as the
     model, with ``data=None``.
+
+    An objective may also have ``field_units``, shape (p,): the size that each g_i has by the units
+    of its data alone. A field counts as zero by its ratio to them; see `relative_field_units`.
     """
 
     @property
@@ -38,6 +43,18 @@ class Objective(Protocol):
 
     def hessian_columns(self, theta: FloatArray, indices: IntArray) -> FloatArray:
         """Columns ∂²L/∂θ∂θ_i for i in `indices`; shape (p, len(indices))."""
+
+
+def relative_field_units(objective: Objective) -> FloatArray:
+    """Units of the fields relative to the largest, shape (p,): 1 where none are known.
+
+    They keep a product of a feature in small units from counting as at rest beside one in large
+    units: with x_i a factor s smaller, g_i is s times smaller, and θ_i as much larger.
+    """
+    units = getattr(objective, "field_units", None)
+    if units is None or not 0 < np.max(units) < np.inf:
+        return np.ones(objective.n_products)
+    return np.where(units > 0, units / np.max(units), 1.0)
 
 
 @runtime_checkable

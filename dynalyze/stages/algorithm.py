@@ -7,7 +7,7 @@ from enum import StrEnum
 
 import numpy as np
 
-from dynalyze._typing import BoolArray
+from dynalyze._typing import BoolArray, FloatArray
 from dynalyze.models.protocol import Objective
 from dynalyze.stages.clocks import Clock
 from dynalyze.stages.recursion import Activation, activation
@@ -46,7 +46,7 @@ class Ending:
 class Limits:
     """Tolerances and budgets of the recursion."""
 
-    field_tolerance: float  # |g_i| below this fraction of max|g(0)| counts as 0 off the support
+    zero: FloatArray  # (p,), |g_i| that counts as 0 off the support
     tie_tolerance: float  # relative gap between winner and runner-up below which it is a tie
     max_stages: int | None
     deadline: float  # of time.monotonic()
@@ -109,14 +109,13 @@ def recurse(
     """
     point = origin
     path: tuple[tuple[int, int], ...] = ()
-    zero = limits.field_tolerance * float(np.abs(origin.field).max(initial=0.0))
     while True:
         k = len(path)
         active = np.zeros(point.theta.size, dtype=bool)
         active[point.support] = True
-        winner = activation(clock.waits(point.field, active, zero), point.field)
+        winner = activation(clock.waits(point.field, active, limits.zero), point.field)
         if winner is None:
-            return _converged(point, active, zero, k)
+            return _converged(point, active, limits.zero, names, k)
         if k == limits.max_stages:
             return Ending(Status.BUDGET, f"stopped after max_stages={k}; raise it for more stages")
         path = (*path, (winner.coordinate, winner.sign))
@@ -143,18 +142,28 @@ def recurse(
         point = transition.end
 
 
-def _converged(point: StationaryPoint, active: BoolArray, zero: float, n_stages: int) -> Ending:
-    rest = float(np.abs(point.field[~active]).max(initial=0.0))
+def _converged(
+    point: StationaryPoint,
+    active: BoolArray,
+    zero: FloatArray,
+    names: tuple[str, ...],
+    n_stages: int,
+) -> Ending:
+    sizes = np.where(active, 0.0, np.abs(point.field))
+    with np.errstate(divide="ignore", invalid="ignore"):  # a zero of 0 has a field of 0
+        closest = int(np.argmax(np.where(sizes > 0, sizes / zero, 0.0)))
+    rest = float(sizes[closest])
     if n_stages == 0:
         message = (
             f"θ = 0 is stationary (largest |g| {rest:.1e}): nothing is ever learned; are all "
-            "targets zero, or uncorrelated with the inputs?"
+            "targets zero, or uncorrelated with the inputs, or does every product enter "
+            "multiplied by others?"
         )
     elif active.all():
         message = "all products are active"
     else:
         message = (
-            f"every field off the support is at most {rest:.1e}, which counts as 0 "
-            f"(tolerance {zero:.1e})"
+            f"every field off the support counts as 0: the largest is that of {names[closest]}, "
+            f"{rest:.1e}, within field_tolerance of the first ({zero[closest]:.1e})"
         )
     return Ending(Status.CONVERGED, message)

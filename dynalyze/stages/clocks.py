@@ -26,7 +26,7 @@ from dynalyze.stages.transition import Transition
 class Clock(Protocol):
     """Says when each product would activate, and is moved on from plateau to plateau."""
 
-    def waits(self, field: FloatArray, active: BoolArray, zero: float) -> FloatArray:
+    def waits(self, field: FloatArray, active: BoolArray, zero: FloatArray) -> FloatArray:
         """Time until each product activates on the present plateau, shape (p,)."""
 
     def activate(self, field: FloatArray, active: BoolArray, winner: Activation) -> None:
@@ -43,7 +43,7 @@ class LeadingOrderClock:
         self.b = initial_log_scale(n_products)  # (p,)
         self.time = 0.0
 
-    def waits(self, field: FloatArray, active: BoolArray, zero: float) -> FloatArray:
+    def waits(self, field: FloatArray, active: BoolArray, zero: FloatArray) -> FloatArray:
         """Δ_k(i) of eq. (8), rescaled time, shape (p,)."""
         return time_until_active(self.b, field, active, zero=zero)
 
@@ -65,19 +65,19 @@ class FiniteScaleClock:
     ----------
     init : Initialization
         The weights at t = 0.
-    visible_size : float
-        Size |θ| at which competing products are compared: small, and well above what the
+    visible_size : ndarray, shape (p,)
+        Size |θ_i| at which competing products are compared: small, and well above what the
         inactive ones have.
     """
 
-    def __init__(self, init: Initialization, visible_size: float) -> None:
+    def __init__(self, init: Initialization, visible_size: FloatArray) -> None:
         self._log_abs_c = init.log_abs_c
-        self._log_visible = float(np.log(visible_size))
+        self._log_visible = np.log(visible_size)  # (p,)
         self.z = init.z0.copy()  # (p,)
         self.time = 0.0
         self.overlaps: list[float] = []  # of each transition so far, see `_overlap`
 
-    def waits(self, field: FloatArray, active: BoolArray, zero: float) -> FloatArray:
+    def waits(self, field: FloatArray, active: BoolArray, zero: FloatArray) -> FloatArray:
         """Flow time until |θ_i| reaches the visible size, shape (p,); negative if just past."""
         waits = np.full(field.shape, np.inf)
         moving = ~active & (np.abs(field) > zero)
@@ -132,6 +132,6 @@ class FiniteScaleClock:
             log_overlap = np.log(coupling) + 2 * size + self._log_abs_c[others] - np.log(4)
         return float(np.exp(min(log_overlap.max(), 0.0)))
 
-    def _size_to_z(self, log_size: float) -> FloatArray:
+    def _size_to_z(self, log_size: float | FloatArray) -> FloatArray:
         """|z| at which |θ| = e^{log_size}, for |θ| far above |c|; shape (p,)."""
         return 0.5 * (log_size + np.log(4) - self._log_abs_c)

@@ -19,7 +19,7 @@ from dynalyze.models.binding import bind
 from dynalyze.models.counted import CountedObjective
 from dynalyze.models.data import as_positive_int
 from dynalyze.models.losses import Loss, loss_name
-from dynalyze.models.protocol import Model, Objective
+from dynalyze.models.protocol import Model, Objective, relative_field_units
 from dynalyze.stages.algorithm import Ending, Limits, Stage, Status, Transitions, recurse
 from dynalyze.stages.clocks import FiniteScaleClock, LeadingOrderClock
 from dynalyze.stages.finite import FiniteScaleStages
@@ -73,7 +73,7 @@ def predict_stages(
         Stop when that much wall-clock time has passed at the end of a stage.
     field_tolerance : float
         The recursion has converged when every |g_i| off the support is at most this fraction
-        of max|g(0)|.
+        of max|g(0)|, less by as much as the units of its feature are smaller than the largest.
     tie_tolerance : float
         Two products whose waiting times differ by at most this fraction tie, and the
         recursion stops: the theory does not say which comes first (Assumption 4.2).
@@ -108,11 +108,14 @@ def predict_stages(
                 f"init has {init.n_products} products and the model {objective.n_products}: "
                 "they must be the same"
             )
-    limits = Limits(field_tolerance, tie_tolerance, max_stages, started + max_seconds)
     names = objective.product_names
     origin = at_origin(objective)
     _check_finite(origin, model)
-    tolerance = _STATIONARY * float(np.abs(origin.field).max(initial=0.0))
+    largest_field = float(np.abs(origin.field).max(initial=0.0))
+    units = relative_field_units(objective)
+    zero = field_tolerance * largest_field * units
+    limits = Limits(zero, tie_tolerance, max_stages, started + max_seconds)
+    tolerance = _STATIONARY * largest_field
     transitions = Transitions(objective, orbit_stepper, tolerance)
     stages: list[Stage] = []
     clock = LeadingOrderClock(objective.n_products)
@@ -134,7 +137,9 @@ def predict_stages(
             limits = replace(limits, deadline=started)  # jump times of what is known, no more
     finite = None
     if init is not None:
-        finite, interrupted = _at_finite_scale(origin, init, stages, transitions, limits, names)
+        finite, interrupted = _at_finite_scale(
+            origin, init, stages, transitions, limits, names, units
+        )
         if interrupted:
             ending = Ending(
                 Status.INTERRUPTED,
@@ -154,6 +159,7 @@ def predict_stages(
         "max_stages": max_stages,
         "field_tolerance": field_tolerance,
         "tie_tolerance": tie_tolerance,
+        "zero_fields": zero.tolist(),
     }
     log_scales = log_scales[: len(stages) + 1]  # an interrupt may fall between the two
     prediction = _collect(origin, stages, log_scales, names, ending, stats, finite, configuration)
@@ -179,6 +185,7 @@ def _at_finite_scale(
     transitions: Transitions,
     limits: Limits,
     names: tuple[str, ...],
+    units: FloatArray,
 ) -> tuple[FiniteScaleStages, bool]:
     """Run the recursion again on the clock of `init`; it shares the transitions found.
 
@@ -186,12 +193,12 @@ def _at_finite_scale(
     """
     if not leading:
         return FiniteScaleStages.from_stages([], [], init), False
-    largest = max(float(np.abs(s.transition.end.theta).max()) for s in leading)
+    largest = max(float((units * np.abs(s.transition.end.theta)).max()) for s in leading)
     # Where no transition ends before the next begins, products come and go without end.
     most = _MOST_FINITE * len(leading)
     limits = replace(limits, max_stages=min(most, limits.max_stages or most))
     stages: list[Stage] = []
-    clock = FiniteScaleClock(init, ONSET * largest)
+    clock = FiniteScaleClock(init, ONSET * largest / units)
     interrupted = False
     try:
         recurse(origin, clock, transitions, limits, names, stages.append)

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dynalyze import datasets, predict_stages
+from dynalyze import Initialization, datasets, predict_stages, simulate
 from dynalyze.models import AttentionHead, DiagonalLinear
 
 seeds = st.integers(0, 2**32 - 1)
@@ -187,3 +187,24 @@ def test_head_whose_products_differ_in_size(inputs, targets):
     assert prediction.status == "converged"
     assert prediction.losses[-1] < 1e-9 * prediction.losses[0]
     assert prediction.stats.nfev < 800
+
+
+@pytest.mark.parametrize("units", [(1e5, 1e-4, 1.0, 1.0), (1e-6, 1e6, 1.0, 1.0)])
+def test_no_feature_is_lost_for_its_small_unit(units):
+    rng = np.random.default_rng(0)
+    X = rng.standard_normal((60, 4))
+    y = X @ [1.0, -0.5, 0.3, 0.2] + 0.1 * rng.standard_normal(60)
+    least_squares = np.linalg.lstsq(X, y)[0] / units
+    model, data = DiagonalLinear(4), (X * units, y)
+    init = Initialization.gaussian(4, log10_alpha=-50, rng=0)
+    prediction = predict_stages(model, data, init=init)
+    assert prediction.status == "converged"
+    np.testing.assert_allclose(prediction.theta[-1], least_squares, rtol=1e-8)
+    trajectory = simulate(model, data, init)
+    assert trajectory.status == "stationary"
+    np.testing.assert_allclose(trajectory.theta[-1], least_squares, rtol=1e-6)
+    small = int(np.argmin(units))
+    threshold = 0.02 / units[small]
+    t, coordinates, _ = trajectory.crossings(threshold)
+    predicted = prediction.jump_times(threshold)[prediction.coordinates == small]
+    np.testing.assert_allclose(predicted, t[coordinates == small], rtol=1e-6)
