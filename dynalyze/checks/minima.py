@@ -7,7 +7,7 @@ from scipy.sparse.linalg import eigsh
 
 from dynalyze._typing import BoolArray, FloatArray
 from dynalyze.checks.report import Verdict
-from dynalyze.models.protocol import Objective
+from dynalyze.models.protocol import Objective, relative_field_units
 
 _FLAT = 1e-9  # eigenvalues below this fraction of the largest are those of a flat direction
 _EXACT_UP_TO = 200  # size of the support from which Lanczos takes over
@@ -29,6 +29,7 @@ def smallest_curvature(
     theta: FloatArray,
     support: BoolArray,
     *,
+    scaled: bool = False,
     exact_up_to: int = _EXACT_UP_TO,
     rng: np.random.Generator | int | None = 0,
 ) -> SmallestCurvature:
@@ -44,6 +45,8 @@ def smallest_curvature(
         The stationary point.
     support : ndarray of bool, shape (p,)
         Its support, of k products.
+    scaled : bool
+        Measure each u_i in the units of its own feature, where the objective knows them.
     exact_up_to : int
         Largest k for which all eigenvalues are computed; beyond it Lanczos' method.
     rng : numpy.random.Generator or int, optional
@@ -53,6 +56,9 @@ def smallest_curvature(
     u = np.sqrt(np.abs(theta[indices])) * np.sign(theta[indices])
     hessian = objective.hessian_columns(theta, indices)[indices]
     matrix = 4 * u[:, None] * (hessian + hessian.T) / 2 * u
+    if scaled:
+        root = np.sqrt(relative_field_units(objective)[indices])
+        matrix = matrix / root / root[:, None]
     if indices.size <= exact_up_to:
         values, vectors = np.linalg.eigh(matrix)
         low, high = 0, int(np.argmax(np.abs(values)))
@@ -70,6 +76,10 @@ def smallest_curvature(
     return SmallestCurvature(float(value), float(largest), vector, residual)
 
 
+def _is_positive(found: SmallestCurvature) -> bool:
+    return bool(found.eigenvalue > max(_FLAT * found.largest, 10 * found.residual))
+
+
 def strict_minimum(
     objective: Objective, theta: FloatArray, support: BoolArray, stage: int, names: tuple[str, ...]
 ) -> Verdict:
@@ -83,7 +93,10 @@ def strict_minimum(
     found = smallest_curvature(objective, theta, support)
     c = found.eigenvalue / 2
     values = {"c": c, "residual": found.residual, "largest": found.largest}
-    passed = found.eigenvalue > max(_FLAT * found.largest, 10 * found.residual)
+    passed = _is_positive(found)
+    if not passed:  # it may be small only for the units of its features
+        scaled = smallest_curvature(objective, theta, support, scaled=True)
+        passed = _is_positive(scaled) and c > 0
     order = np.argsort(-np.abs(found.vector))
     top = abs(found.vector[order[0]])
     involved = [names[indices[i]] for i in order[:5] if abs(found.vector[i]) > _NAMED * top]

@@ -147,6 +147,29 @@ def logistic(y):
     return model, (X, np.array(y, dtype=float)), loss
 
 
+def test_units_far_apart_are_no_flat_direction():
+    units = np.array([1e5, 1.0, 1e-4])
+    rng = np.random.default_rng(0)
+    X = rng.standard_normal((60, 3))
+    y = X @ [1.0, 0.3, -0.5] + 0.1 * rng.standard_normal(60)
+    prediction = predict_stages(DiagonalLinear(3), (X * units, y))
+    assert prediction.support_sizes[-1] == 3
+    report = check_assumptions(DiagonalLinear(3), (X * units, y), prediction, trials=0)
+    assert all(verdict.passed for verdict in report.strict_minimum)
+    # In θ the curvature is that of XᵀX / n; in u it is 4 |θ| times as much, which is c alone
+    # where the other directions are far stiffer.
+    gram = np.linalg.inv(X.T @ X / 60)
+    theta = abs(prediction.theta[-1][2])
+    expected = 2 * theta * units[2] ** 2 / gram[2, 2]
+    np.testing.assert_allclose(report.strict_minimum[-1].margin, expected, rtol=1e-3)
+    # A feature that is the sum of two others stays flat, whatever the units.
+    X = np.column_stack([X[:, :2], X[:, 0] + X[:, 1]])
+    tied = DiagonalLinear(3).bind((X * units, y))
+    theta = np.array([0.5, 0.3, 0.2]) / units
+    found = smallest_curvature(tied, theta, theta != 0, scaled=True)
+    assert abs(found.eigenvalue) < 1e-12 * found.largest
+
+
 @pytest.mark.parametrize(("y", "separable"), [([1, 1, -1, -1], True), ([1, 1, -1, 1], False)])
 def test_separable_logistic_regression_has_no_finite_limit(y, separable):
     model, data, loss = logistic(y)
