@@ -69,6 +69,11 @@ def track_checkpoints(
     SavedFileError
         If a checkpoint cannot be read.
     """
+    if isinstance(checkpoints, str | os.PathLike | Mapping):
+        raise InvalidInputError(
+            f"checkpoints is a single {type(checkpoints).__name__}: give a list, in the order of "
+            "training, such as [first, last]."
+        )
     checkpoints = list(checkpoints)
     if not checkpoints:
         raise InvalidInputError("checkpoints is empty: give at least one path.")

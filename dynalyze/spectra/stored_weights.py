@@ -75,9 +75,10 @@ def _weights_in(folder: Path) -> Path:
             return folder / name
     found = sorted(folder.glob("*.safetensors")) or sorted(folder.glob("*.pt"))
     if len(found) != 1:
+        remedy = "name the files themselves" if found else "name a folder or file that has some"
         raise FileNotFoundError(
-            f"{folder} holds {len(found)} files of weights (one of {', '.join(_FILES)} is looked "
-            "for first): name the file itself."
+            f"{folder} holds {len(found) or 'no'} files of weights (one of {', '.join(_FILES)} is "
+            f"looked for first): {remedy}."
         )
     return found[0]
 
@@ -117,13 +118,11 @@ def _open_safetensors(path: Path, files: Sequence[Path]) -> StoredWeights:
 
 
 def _open_torch(path: Path) -> Mapping[str, Tensor]:
-    import pickle
-
     try:
         # Only files in the zip format, which torch.save has written since 1.6, can be mapped.
         mapped = zipfile.is_zipfile(path)
         state: Any = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
-    except (RuntimeError, OSError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
+    except Exception as error:  # an unpickler raises anything on a file that is none
         raise SavedFileError(
             f"{path} cannot be read as PyTorch weights ({type(error).__name__}): it is truncated, "
             "or holds objects other than tensors. Save model.state_dict()."

@@ -1,5 +1,6 @@
 """Models and options that cannot be tracked: what the errors say."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,7 @@ torch = pytest.importorskip("torch")
 from torch import nn  # noqa: E402
 
 from dynalyze import spectra  # noqa: E402
-from dynalyze.errors import InvalidInputError  # noqa: E402
+from dynalyze.errors import InvalidInputError, SavedFileError  # noqa: E402
 
 
 def _model(width: int = 8) -> nn.Module:
@@ -126,6 +127,37 @@ def test_checkpoints_that_do_not_tell_enough() -> None:
         spectra.track_checkpoints([state, state], n_heads=2, steps=[0])
     with pytest.raises(FileNotFoundError, match=r"no checkpoint at"):
         spectra.track_checkpoints(["missing.safetensors"], n_heads=2)
+
+
+def test_single_checkpoint_in_place_of_a_list(tmp_path: Path) -> None:
+    for one, kind in (
+        ("run/step_0.pt", "str"),
+        (tmp_path, "PosixPath"),
+        (_model().state_dict(), ""),
+    ):
+        with pytest.raises(InvalidInputError, match=rf"is a single {kind}.*give a list"):
+            spectra.track_checkpoints(one, n_heads=2)
+
+
+def test_folders_without_one_file_of_weights(tmp_path: Path) -> None:
+    with pytest.raises(
+        FileNotFoundError, match=r"holds no files of weights .* name a folder or file"
+    ):
+        spectra.track_checkpoints([tmp_path], n_heads=2)
+    for step in (0, 1):
+        torch.save(_model().state_dict(), tmp_path / f"step_{step}.pt")
+    with pytest.raises(FileNotFoundError, match=r"holds 2 files .* name the files themselves"):
+        spectra.track_checkpoints([tmp_path], n_heads=2)
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"junk", b"epoch,loss\n1,0.5\n", b"\x80\x02}q\x00.", b"0."]
+)
+def test_files_that_are_no_checkpoint(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "weights.pt"
+    path.write_bytes(content)
+    with pytest.raises(SavedFileError, match=r"weights.pt .*[Ss]ave model.state_dict\(\)"):
+        spectra.track_checkpoints([path], n_heads=2)
 
 
 @pytest.mark.parametrize(
