@@ -117,9 +117,11 @@ def read_saved(
         zipfile.BadZipFile,
         zlib.error,
     ) as error:
+        # NumPy's answer to a file of no format that it knows is to load it as a pickle, unsafely.
+        text = "not an npz archive" if "pickle" in str(error) else str(error)
         raise SavedFileError(
             f"{path} cannot be read as a saved {kind}: it is truncated, or was not written by "
-            f"dynalyze ({type(error).__name__}: {error}). Save it again, or restore a copy."
+            f"dynalyze ({type(error).__name__}: {text}). Save it again, or restore a copy."
         ) from error
     if found > FORMAT:
         raise SavedFileError(

@@ -40,8 +40,9 @@ def test_foreign(tmp_path: Path, writer: str):
             np.save(file, np.arange(3))
         else:
             np.savez(file, a=np.arange(3))
-    with pytest.raises(SavedFileError, match="not written by dynalyze"):
+    with pytest.raises(SavedFileError, match="not written by dynalyze") as raised:
         read_saved(path, "trajectory")
+    assert "unsafe" not in str(raised.value)  # NumPy would have it loaded as a pickle
 
 
 def test_another_kind(saved: Path):
