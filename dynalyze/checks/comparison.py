@@ -102,6 +102,10 @@ class Comparison:
 
         return summary(self)
 
+    def __repr__(self) -> str:
+        matched = sum(outcome is Outcome.MATCHED for outcome in self.outcomes)
+        return f"<Comparison: {matched} of {len(self.outcomes)} stages matched>"
+
     def __str__(self) -> str:
         return self.summary()
 

@@ -46,6 +46,12 @@ class DetectedStages:
         """Number of components."""
         return len(self.steps)
 
+    def __repr__(self) -> str:
+        return f"<DetectedStages: {len(self)} components in {len(self.record_steps)} records>"
+
+    def __str__(self) -> str:
+        return self.summary()
+
     def summary(self) -> str:
         """Return a table of the components in the order in which they appeared, as text."""
         if not len(self):

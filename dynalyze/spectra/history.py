@@ -44,6 +44,16 @@ class SpectraHistory:
     initial_singular_values: FloatArray  # (2, N, m), of the product at the start itself
     rank_tolerance: float  # share of σ₁
 
+    def __repr__(self) -> str:
+        last = f" to step {self.steps[-1]}" if len(self.steps) else ""
+        return (
+            f"<SpectraHistory: {len(self.steps)} records{last}, {len(self.layer)} heads of "
+            f"{len(self.layer_names)} layers>"
+        )
+
+    def __str__(self) -> str:
+        return self.summary()
+
     @property
     def spectral_norm(self) -> FloatArray:
         """Largest singular value of each change, (R, 2, N)."""

@@ -52,6 +52,12 @@ class FullTrajectory(RecordedRun):
     _clock = "t"
     _metadata = ("nfev", "configuration")
 
+    def __repr__(self) -> str:
+        return (
+            f"<FullTrajectory: {len(self.t) - 1} steps to flow time {self.t[-1]:.6g} and loss "
+            f"{self.losses[-1]:.6g}>"
+        )
+
 
 def simulate_full(
     head: FullHead,

@@ -46,6 +46,12 @@ class TrainingRun(RecordedRun):
         "configuration",
     )
 
+    def __repr__(self) -> str:
+        return (
+            f"<TrainingRun: {self.steps[-1]} steps of {self.optimizer} at lr={self.lr:g} to loss "
+            f"{self.losses[-1]:.6g}, {self.status}>"
+        )
+
     @cached_property
     def t(self) -> FloatArray:
         """Flow time lr × steps of the records, shape (n_records,)."""

@@ -31,6 +31,12 @@ class ViTRun:
     weights: Mapping[str, "np.ndarray[Any, np.dtype[Any]]"]  # at the end, by name
     configuration: Mapping[str, Any]  # how it was trained
 
+    def __repr__(self) -> str:
+        return f"<ViTRun: {len(self.train_losses)} epochs, {self.n_steps} steps, {self.status}>"
+
+    def __str__(self) -> str:
+        return self.summary()
+
     def model(self) -> VisionTransformer:
         """Return the trained model, on the CPU."""
         model = VisionTransformer(self.shape)
