@@ -15,6 +15,8 @@ from dynalyze.models.binding import bind
 from dynalyze.models.losses import Loss, loss_name
 from dynalyze.models.protocol import Model, Objective
 
+_SAME_LOSS = 1e-6  # relative difference of losses that another device or order of sums may make
+
 
 def simulate(
     model: Model | Objective,
@@ -81,12 +83,14 @@ def simulate(
     Raises
     ------
     InvalidInputError
-        If an argument cannot be used.
+        If an argument cannot be used, or `start` came from another loss.
     MissingDependencyError
         If the method needs a package that is not installed.
     """
     objective = bind(model, data, loss=loss, sample_weight=sample_weight)
     init = _initialization(objective, init, start)
+    if start is not None:
+        _check_same_problem(objective, start)
     t_bound = _end_time(init, until, until_rescaled, start)
     _check_budgets(tol, stationary_tol, max_steps, max_seconds)
     if method not in ("auto", *METHODS):
@@ -138,6 +142,26 @@ def _initialization(
             f"{objective.n_products}: give u0 and v0 one entry for each product of the model"
         )
     return init
+
+
+def _check_same_problem(objective: Objective, start: Trajectory) -> None:
+    """Refuse to continue a trajectory with another model, data or loss than it came from."""
+    ends = start.theta[[0, -1]]
+    if start.saved_losses is not None:
+        before = start.saved_losses[[0, -1]]
+    elif start.objective is not None and start.objective is not objective:
+        before = np.array([start.objective.value(theta) for theta in ends])
+    else:
+        return
+    now = np.array([objective.value(theta) for theta in ends])
+    if not np.allclose(
+        now, before, rtol=_SAME_LOSS, atol=_SAME_LOSS * abs(before[0]), equal_nan=True
+    ):
+        raise InvalidInputError(
+            f"start ends at the loss {before[-1]:.8g}, and there the loss of this model on these "
+            f"data is {now[-1]:.8g}: continue with the model, data, loss and sample_weight that it "
+            "began with"
+        )
 
 
 def _end_time(

@@ -10,6 +10,7 @@ from objectives import Exponential, Failing, Linear, Quadratic
 from dynalyze import Initialization, Trajectory, simulate
 from dynalyze.errors import InvalidInputError, MissingDependencyError, SavedFileError
 from dynalyze.flow.driver import METHODS
+from dynalyze.models import DiagonalLinear
 
 INIT = Initialization([1.0, -0.4], [0.3, 0.9], log10_alpha=-6)
 OBJECTIVE = Quadratic([1.0, -0.5])
@@ -235,3 +236,19 @@ def test_threshold_and_times_are_checked():
 def test_a_number_in_place_of_an_initialization():
     with pytest.raises(InvalidInputError, match=r"init=1e-08 must be an Initialization: give"):
         simulate(OBJECTIVE, init=1e-8)
+
+
+def test_continuing_with_other_data(tmp_path):
+    rng = np.random.default_rng(0)
+    X, y = rng.standard_normal((20, 3)), rng.standard_normal(20)
+    model, init = DiagonalLinear(3), Initialization.gaussian(3, log10_alpha=-20, rng=0)
+    part = simulate(model, (X, y), init, until_rescaled=20)
+    path = tmp_path / "part.npz"
+    part.save(path)
+    for start in (part, Trajectory.load(path)):
+        for data, loss in (((X, 2 * y), "squared"), ((2 * X, y), "squared"), ((X, y), "mse")):
+            with pytest.raises(
+                InvalidInputError, match=r"start ends at the loss .*continue with the"
+            ):
+                simulate(model, data, start=start, until_rescaled=30, loss=loss)
+        assert simulate(model, (X, y), start=start, until_rescaled=30).status == "finished"
