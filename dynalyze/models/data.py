@@ -55,6 +55,12 @@ def as_finite_array(values: ArrayLike, name: str, axes: Sequence[str]) -> FloatA
         If the values are not real numbers, the number of axes is wrong, an axis is empty,
         or an entry is NaN or infinite (the first such entry is named).
     """
+    if np.ma.is_masked(values):
+        raise InvalidInputError(
+            f"{name} has masked entries, which count as missing: fill or drop them"
+        )
+    if hasattr(values, "toarray"):
+        raise InvalidInputError(f"{name} is sparse: give {name}.toarray()")
     expected = f"({', '.join(axes)}{',' if len(axes) == 1 else ''})"
     try:
         array = np.asarray(values)

@@ -5,6 +5,7 @@ import time
 import numpy as np
 import pytest
 from objectives import Quadratic
+from scipy.sparse import csr_array
 
 from dynalyze import Initialization, predict_stages, simulate
 from dynalyze.datasets import Dataset
@@ -37,6 +38,8 @@ def _with(array, index, value):
         ((X, Y[:, None]), r"y has shape \(20, 1\): expected 1 axis"),
         ((X[:0], Y[:0]), "X is empty"),
         ((X.astype(str), Y), "X has dtype <U.*convert it to real numbers"),
+        ((np.ma.masked_greater(X, 1.0), Y), "X has masked entries.*fill or drop them"),
+        ((csr_array(X), Y), r"X is sparse: give X.toarray\(\)"),
         (X, "data must be a pair of arrays"),
         (None, r"data=None: DiagonalLinear needs a pair of arrays"),
     ],
