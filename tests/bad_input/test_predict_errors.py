@@ -4,13 +4,14 @@ import time
 
 import numpy as np
 import pytest
+import sympy as sp
 from objectives import Quadratic
 from scipy.sparse import csr_array
 
 from dynalyze import Initialization, predict_stages, simulate
 from dynalyze.datasets import Dataset
 from dynalyze.errors import ConstantFeatureWarning, InvalidInputError, StagesOverlapWarning
-from dynalyze.models import AttentionHead, DiagonalLinear
+from dynalyze.models import AttentionHead, DiagonalLinear, SymbolicModel
 from dynalyze.models.counted import CountedObjective
 
 RNG = np.random.default_rng(0)
@@ -341,6 +342,14 @@ def test_loss_that_is_not_a_number_does_not_seem_at_rest():
 
     with pytest.raises(InvalidInputError, match=r"NotANumber has the loss nan .* must be finite"):
         predict_stages(NotANumber([1.0, -0.5]))
+
+
+def test_products_that_multiply_one_another_are_named_as_a_reason():
+    a, b, x = sp.symbols("a b x")
+    model = SymbolicModel(a * b * x, inputs=[x], products=[a, b])
+    prediction = predict_stages(model, (X[:, :1], Y))
+    assert prediction.n_stages == 0
+    assert "does every product enter multiplied by others?" in prediction.message
 
 
 def test_data_whose_squares_overflow_end_the_stage_with_the_reason():
