@@ -45,7 +45,10 @@ class GuardedFlow:
             If the field is not finite.
         """
         if not np.all(np.isfinite(z)):
-            raise FlowError("the integrator produced log coordinates that are not numbers")
+            raise FlowError(
+                "the integrator produced log coordinates that are not numbers: try a smaller tol, "
+                "or another method"
+            )
         theta = np.clip(self._chart.theta(z), -_LARGEST_THETA, _LARGEST_THETA)
         field = self._objective.field(theta)
         size = float(np.max(np.abs(field)))

@@ -429,9 +429,8 @@ def main(arguments: list[str] | None = None) -> None:
             "cost is that of the transitions. At larger α they run into one another, so that there "
             "are fewer to resolve: counted here are the peaks of −dL/dt that stand out by a factor "
             "of ten. Once they are separate the work for each stays the same, and so does the "
-            "whole. So the work at 1e-1000 over that at 1e-20 is the number of transitions that "
-            "have separated between the two: few on (A), most of them on (B).\n\n"
-            + growth_rows(problems),
+            "whole. So the work at 1e-1000 is more than at 1e-20 where transitions have separated "
+            "between the two: few on (A), most of them on (B).\n\n" + growth_rows(problems),
             f"## Raw weights, {small.name}\n\n{raw}",
             f"## Diffrax, {small.name}\n\n"
             + diffrax_rows(options.diffrax, small, references[small.name]),
