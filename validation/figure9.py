@@ -47,7 +47,7 @@ def assumption_table(found: AssumptionReport) -> str:
             [
                 unique.stage,
                 f"{'holds' if unique.passed else '**near-tie**'}, gap {unique.margin:.1e}",
-                f"1e{unique.values['log10_alpha']:.0f}",
+                f"1e{np.floor(unique.values['log10_alpha']):.0f}",
                 f"{'holds' if strict.passed else '**fails**'}, c = {strict.margin:.2g}",
                 f"{strict.values['residual']:.0e}",
                 f"{'holds' if robust.passed else '**fails**'}, δ ≥ {robust.values['radius']:.2g}",

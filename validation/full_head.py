@@ -85,12 +85,11 @@ def descent_agrees(seed: int) -> str:
 
 
 def draw(prediction: RankPrediction, flow: FullTrajectory, name: str) -> None:
-    axes = flow.plot()
-    for ax in axes:
+    figure = flow.plot().figure
+    for ax in figure.axes:
         for time in prediction.times[prediction.times < END]:
             ax.axvline(time, color="0.6", lw=0.8, ls=":")
-    axes[1].legend(frameon=False, fontsize=7)
-    axes[0].figure.savefig(report.DOCS / "validation" / name, dpi=120)
+    figure.savefig(report.DOCS / "validation" / name, dpi=120)
 
 
 def main() -> None:
