@@ -82,7 +82,7 @@ def add_flow(parser: argparse.ArgumentParser) -> None:
         "--tol",
         type=float,
         default=1e-6,
-        help="error of log|w| that one step may make (default: %(default)s)",
+        help="error of log|w|, as in dynalyze.simulate (default: %(default)s)",
     )
 
 
@@ -106,11 +106,25 @@ def add_output(parser: argparse.ArgumentParser, what: str) -> None:
 
 
 def check_output(arguments: argparse.Namespace) -> None:
-    """Refuse folders that do not exist before the work begins, not after it."""
+    """Refuse before the work begins, not after it, what cannot be written."""
     for option in ("out", "plot"):
         path = getattr(arguments, option, None)
         if path and not Path(path).absolute().parent.is_dir():
             raise InvalidInputError(f"--{option} {path}: there is no such folder; create it first")
+    if path := getattr(arguments, "plot", None):
+        _check_figure_format(path)
+
+
+def _check_figure_format(path: str) -> None:
+    from matplotlib.backend_bases import FigureCanvasBase
+
+    known = FigureCanvasBase.get_supported_filetypes()
+    suffix = Path(path).suffix.removeprefix(".").lower()
+    if suffix and suffix not in known:
+        raise InvalidInputError(
+            f"--plot {path}: figures cannot be written as .{suffix}; use one of "
+            + ", ".join(f".{name}" for name in sorted(known))
+        )
 
 
 def show_progress(arguments: argparse.Namespace) -> bool:
@@ -154,11 +168,8 @@ def load_initialization(arguments: argparse.Namespace, n_products: int) -> Initi
 
 
 def write_figure(ax: Any, path: str) -> None:
-    """Save the figure that `ax` belongs to."""
-    try:
-        ax.figure.savefig(path, dpi=150)
-    except ValueError as error:  # Matplotlib's answer to a suffix that it does not know
-        raise InvalidInputError(f"--plot {path}: {error}") from error
+    """Save the figure that `ax` belongs to; `check_output` has seen to the format."""
+    ax.figure.savefig(path, dpi=150)
 
 
 def use_headless_backend() -> None:
