@@ -22,6 +22,7 @@ if TYPE_CHECKING:
         MissingDependencyError,
         SavedFileError,
         StagesOverlapWarning,
+        UnreadableCheckpointWarning,
     )
     from dynalyze.flow.initialization import Initialization
     from dynalyze.flow.simulate import simulate
@@ -42,6 +43,7 @@ _HOMES = {
     "SavedFileError": "errors",
     "StagePrediction": "stages.prediction",
     "StagesOverlapWarning": "errors",
+    "UnreadableCheckpointWarning": "errors",
     "Trajectory": "flow.trajectory",
     "check_assumptions": "checks.assumptions",
     "compare": "checks.comparison",
@@ -65,6 +67,7 @@ __all__ = [
     "StagePrediction",
     "StagesOverlapWarning",
     "Trajectory",
+    "UnreadableCheckpointWarning",
     "__version__",
     "check_assumptions",
     "checks",

@@ -31,3 +31,7 @@ class ConstantFeatureWarning(DynalyzeWarning):
 
 class StagesOverlapWarning(DynalyzeWarning):
     """The given initialization is not small enough to separate every stage from the next."""
+
+
+class UnreadableCheckpointWarning(DynalyzeWarning):
+    """Some checkpoints of a run could not be read and were left out."""

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dynalyze.errors import InvalidInputError, SavedFileError
+from dynalyze._warn import warn
+from dynalyze.errors import InvalidInputError, SavedFileError, UnreadableCheckpointWarning
 from dynalyze.models.data import as_positive_int
 from dynalyze.spectra.attention import find_sources, select_layers
 from dynalyze.spectra.history import SpectraHistory
@@ -67,7 +68,12 @@ def track_checkpoints(
         If no attention is recognised, the number of heads is not known, or the architecture
         changes between checkpoints.
     SavedFileError
-        If a checkpoint cannot be read.
+        If the reference, or every checkpoint, cannot be read.
+
+    Warns
+    -----
+    UnreadableCheckpointWarning
+        If some cannot be read, as after a run that was killed; they are left out.
     """
     if isinstance(checkpoints, str | os.PathLike | Mapping):
         raise InvalidInputError(
@@ -97,8 +103,20 @@ def track_checkpoints(
     options = RecordOptions(n_values, spectrum, n_directions, rank_tolerance, dtype)
     recorder = Recorder(sources, stored_lookup(weights, names), options)
     del weights
+    unreadable: list[SavedFileError] = []
     for step, checkpoint in zip(steps, checkpoints, strict=True):
-        recorder.record(stored_lookup(_open(checkpoint), names), int(step))
+        try:
+            recorder.record(stored_lookup(_open(checkpoint), names), int(step))
+        except SavedFileError as error:
+            unreadable.append(error)
+    if len(unreadable) == len(checkpoints):
+        raise unreadable[0]
+    if unreadable:
+        warn(
+            f"{len(unreadable)} of {len(checkpoints)} checkpoints could not be read and are left "
+            f"out: {'; '.join(map(str, unreadable))}",
+            UnreadableCheckpointWarning,
+        )
     return recorder.history
 
 

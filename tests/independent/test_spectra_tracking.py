@@ -11,7 +11,11 @@ torch = pytest.importorskip("torch")
 from torch import Tensor, nn  # noqa: E402
 
 from dynalyze import spectra  # noqa: E402
-from dynalyze.errors import InvalidInputError, SavedFileError  # noqa: E402
+from dynalyze.errors import (  # noqa: E402
+    InvalidInputError,
+    SavedFileError,
+    UnreadableCheckpointWarning,
+)
 
 pytestmark = [
     pytest.mark.usefixtures("working_torchvision"),
@@ -213,12 +217,23 @@ def test_checkpoints_with_the_head_count_in_config_json(tmp_path: Path) -> None:
     np.testing.assert_array_equal(found.frobenius_norm, live.frobenius_norm)
 
 
-def test_truncated_checkpoints_are_refused(tmp_path: Path) -> None:
-    for kind in ("safetensors", "pt"):
-        paths, _, _ = _save_checkpoints(tmp_path, kind)
-        paths[1].write_bytes(paths[1].read_bytes()[:200])
-        with pytest.raises(SavedFileError, match=r"step_0010.*truncated"):
-            spectra.track_checkpoints(paths, n_heads=2)
+@pytest.mark.parametrize("kind", ["safetensors", "pt"])
+def test_truncated_checkpoints_are_left_out_with_a_warning(tmp_path: Path, kind: str) -> None:
+    paths, live, _ = _save_checkpoints(tmp_path, kind)
+    paths[1].write_bytes(paths[1].read_bytes()[:200])
+    with pytest.warns(UnreadableCheckpointWarning, match=r"1 of \d+ .*step_0010.*truncated"):
+        found = spectra.track_checkpoints(paths, n_heads=2)
+    np.testing.assert_array_equal(found.steps, [0, 20])
+    np.testing.assert_array_equal(found.frobenius_norm, np.delete(live.frobenius_norm, 1, axis=0))
+
+
+def test_a_reference_or_a_single_checkpoint_must_be_readable(tmp_path: Path) -> None:
+    paths, _, _ = _save_checkpoints(tmp_path, "safetensors")
+    paths[0].write_bytes(paths[0].read_bytes()[:200])
+    with pytest.raises(SavedFileError, match=r"truncated"):
+        spectra.track_checkpoints(paths, n_heads=2)
+    with pytest.raises(SavedFileError, match=r"truncated"):
+        spectra.track_checkpoints(paths[:1], reference=paths[1], n_heads=2)
 
 
 def test_half_precision_weights_are_upcast() -> None:
