@@ -38,7 +38,7 @@ def main() -> None:
     a, c, start = sp.symbols("a c theta_0", real=True)
     half_learned = ScalarProduct(a, c, start).crossing_time(a / 2)
     rows = ["| α | a = 2 | a = −2 |", "|---|---|---|"]
-    last = []
+    last: list[float] = []
     for power in (10, 100, 300):
         scale = R(1, 10) ** power
         last = []

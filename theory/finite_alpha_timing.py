@@ -105,7 +105,7 @@ def two_products(together: sp.Expr, of: dict[str, sp.Symbol]) -> None:
     say("**The library**: `predict_stages(..., init=...)` and `jump_times`, at α = 10⁻¹²:")
     X = np.sqrt(2) * np.linalg.cholesky(np.array([[2.0, 0.5], [0.5, 1.0]])).T
     y = 2 * np.linalg.solve(X.T, [1.5, 0.9])
-    init = Initialization([1.0, 0.7], [0.4, -0.2], log10_alpha=-12)
+    init = Initialization(np.array([1.0, 0.7]), np.array([0.4, -0.2]), log10_alpha=-12)
     prediction = predict_stages(DiagonalLinear(2), (X, y), init=init)
     first = {a: R(3, 4), lam: 2, x: R(3, 10), ell: float(init.log_abs_c[0]), z0: float(init.z0[0])}
     hold_against(

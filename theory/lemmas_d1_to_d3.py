@@ -70,7 +70,7 @@ def main() -> None:
         """**The library** holds u and v only through z = log(w/√|c|). At α = 10⁻⁴⁰⁰, far below
         the range of floating point, from b = 1/10 to 19/10:"""
     )
-    init = Initialization([1.0, 0.4], [0.3, -2.0], log10_alpha=-400)
+    init = Initialization(np.array([1.0, 0.4]), np.array([0.3, -2.0]), log10_alpha=-400)
     chart = LogCoordinates(init.log_abs_c)
     log_alpha = -400 * np.log(10)
     for b in (0.1, 0.5, 0.9, 1.1, 1.5, 1.9):

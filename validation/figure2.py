@@ -65,7 +65,7 @@ def draw(comparison: Comparison) -> None:
 
 def stage_table(comparison: Comparison) -> str:
     prediction = comparison.prediction
-    middle = plateau_losses(comparison)
+    middle = plateau_losses(comparison.measured)
     rows = []
     for k in range(prediction.n_stages):
         i = int(prediction.coordinates[k])
@@ -88,10 +88,10 @@ def stage_table(comparison: Comparison) -> str:
     return report.table([*header, "plateau loss, predicted", "simulated, mid-plateau"], rows)
 
 
-def plateau_losses(comparison: Comparison) -> np.ndarray:
-    """Loss of the run halfway between its jumps; NaN where the order is another."""
-    run = comparison.run
-    jumps = np.concatenate([[0.0], comparison.measured, [run.t[-1]]])
+def plateau_losses(measured: np.ndarray) -> np.ndarray:
+    """Loss at the smallest α halfway between the jumps; NaN where the order is another."""
+    run = _toy.run(SMALLEST)
+    jumps = np.concatenate([[0.0], measured, [run.t[-1]]])
     middles = (jumps[:-1] + jumps[1:]) / 2
     ordered = jumps[1:] > jumps[:-1]
     losses = np.full(middles.size, np.nan)
@@ -102,7 +102,7 @@ def plateau_losses(comparison: Comparison) -> np.ndarray:
 def alpha_table(found: dict[int, Comparison]) -> str:
     rows = []
     for alpha, comparison in found.items():
-        run, prediction = comparison.run, comparison.prediction
+        run, prediction = _toy.run(alpha), comparison.prediction
         errors, leading = comparison.relative_errors, comparison.relative_leading_errors
         matched = ~np.isnan(comparison.measured)
         order = np.argsort(comparison.measured[matched])

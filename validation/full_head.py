@@ -85,7 +85,7 @@ def descent_agrees(seed: int) -> str:
 
 
 def draw(prediction: RankPrediction, flow: FullTrajectory, name: str) -> None:
-    figure = flow.plot().figure
+    figure = flow.plot().figure.get_figure(root=True)
     for ax in figure.axes:
         for time in prediction.times[prediction.times < END]:
             ax.axvline(time, color="0.6", lw=0.8, ls=":")

@@ -44,7 +44,7 @@ def main() -> None:
     first = predictions[SEEDS[0]]
     ax = first.plot()
     ax.set_title("Paper's toy head, predicted from the data (T, not the figure's axis)")
-    ax.figure.savefig(report.DOCS / "validation" / "toy_head.png", dpi=120)
+    ax.figure.get_figure(root=True).savefig(report.DOCS / "validation" / "toy_head.png", dpi=120)
     per_seed = [
         [
             seed,

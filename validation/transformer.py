@@ -55,7 +55,7 @@ def main() -> None:
     run = train(model, data, init=init, lr=LEARNING_RATE, until=12.8 * init.log_inverse_alpha)
     descent = compare(leading, run)
     ax = errors[-20.0].plot()
-    ax.figure.savefig(report.DOCS / "validation" / "transformer.png", dpi=120)
+    ax.figure.get_figure(root=True).savefig(report.DOCS / "validation" / "transformer.png", dpi=120)
     matched = int(np.count_nonzero(~np.isnan(descent.measured)))
     explained = sum(inversion.explained for inversion in descent.inversions)
     body = f"""

@@ -299,8 +299,9 @@ def _figures(plan: Plan, runs: dict[tuple[float, int], ViTRun], folder: Path, st
                 runs[scale, first].history, layer, 0, p, n_values=8, ax=axes[p, column]
             )
             ax.set_title(f"scale {scale:g}", fontsize="medium")
-            if (p, column) != (0, 0):
-                ax.get_legend().remove()
+            legend = ax.get_legend()
+            if legend is not None and (p, column) != (0, 0):
+                legend.remove()
     ranks, axes = plt.subplots(
         m,
         last_layer + 1,

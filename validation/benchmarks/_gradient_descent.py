@@ -1,13 +1,19 @@
 """Gradient descent on the products' weights, for comparison with the flow."""
 
 import time
+from typing import TypeAlias
 
 import numpy as np
 
 from dynalyze import Initialization
+from dynalyze._typing import FloatArray, IntArray
+from dynalyze.models.protocol import Objective
+
+Crossings: TypeAlias = tuple[FloatArray, IntArray, IntArray]
+"""Flow time, coordinate and direction ±1 of every crossing, each of shape (n,)."""
 
 
-def largest_stable_step(objective, theta) -> float:
+def largest_stable_step(objective: Objective, theta: FloatArray) -> float:
     """1/λ_max(√θ H √θ): beyond it, descent leaves the balanced minimum at θ."""
     root = np.sqrt(np.abs(theta))
     hessian = objective.hessian_columns(theta, np.arange(theta.size))
@@ -15,8 +21,8 @@ def largest_stable_step(objective, theta) -> float:
 
 
 def descend(
-    objective, init: Initialization, *, end: float, threshold: float, most_steps: int
-) -> tuple[float, int, bool, tuple]:
+    objective: Objective, init: Initialization, *, end: float, threshold: float, most_steps: int
+) -> tuple[float, int, bool, Crossings]:
     """Descend from the initialization; returns step, steps made, whether all, and crossings."""
     from dynalyze import simulate
 

@@ -13,15 +13,19 @@ import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from functools import partial
+from typing import TypeAlias
 
 import numpy as np
 from scipy.integrate import solve_ivp
 from scipy.signal import find_peaks
 
-from dynalyze import Initialization, datasets, simulate
+from dynalyze import Initialization, Trajectory, datasets, simulate
+from dynalyze._typing import FloatArray, IntArray
 from dynalyze.models import AttentionHead
+from dynalyze.models.protocol import Objective
 from validation import report
-from validation.benchmarks._gradient_descent import descend, torch_step_seconds
+from validation.benchmarks._gradient_descent import Crossings, descend, torch_step_seconds
 
 THRESHOLD = 0.05
 TARGETS = (1e-2, 1e-3, 1e-5)
@@ -30,27 +34,45 @@ FINEST = 1e-9
 GROWTH_TOL = 1e-3
 SECONDS_PER_RUN = 300.0
 
+Prices: TypeAlias = tuple[IntArray, FloatArray]
+"""Numbers of Hessian columns, ascending, and what so many cost in gradients."""
+
 
 @dataclass
 class Counting:
     """Objective that prices every call in gradients."""
 
-    objective: object
-    prices: tuple  # numbers of columns, and what so many cost
+    objective: Objective
+    prices: Prices
     gradients: int = 0
     hessians: int = 0
     work: float = 0.0
 
-    def __getattr__(self, name):
-        return getattr(self.objective, name)
+    @property
+    def n_products(self) -> int:
+        """Number of products."""
+        return self.objective.n_products
 
-    def field(self, theta):
+    @property
+    def product_names(self) -> tuple[str, ...]:
+        """Readable name of each product."""
+        return self.objective.product_names
+
+    def value(self, theta: FloatArray) -> float:
+        """Loss, not priced: the checks after steps call it, the steps do not."""
+        return self.objective.value(theta)
+
+    def value_and_field(self, theta: FloatArray) -> tuple[float, FloatArray]:
+        """Both at once, not priced: the flow does not call it."""
+        return self.objective.value_and_field(theta)
+
+    def field(self, theta: FloatArray) -> FloatArray:
         """Field, priced at one."""
         self.gradients += 1
         self.work += 1
         return self.objective.field(theta)
 
-    def hessian_columns(self, theta, indices):
+    def hessian_columns(self, theta: FloatArray, indices: IntArray) -> FloatArray:
         """Columns, at the price of so many."""
         self.hessians += 1
         self.work += float(np.interp(len(indices), *self.prices)) if len(indices) else 0.0
@@ -69,8 +91,8 @@ class Problem:
     alphas: tuple[int, ...]
     all_methods: tuple[int, ...]  # α at which SciPy's methods run as well
     ratio: float  # of tolerances tried one after another
-    objective: object = field(repr=False)
-    data: tuple = field(repr=False)
+    objective: Objective = field(repr=False)
+    data: tuple[FloatArray, FloatArray] = field(repr=False)
 
     def methods(self, log10_alpha: int) -> tuple[str, ...]:
         """Methods that run at this α."""
@@ -81,10 +103,31 @@ class Problem:
         return Initialization.gaussian(2 * self.d, log10_alpha=log10_alpha, rng=5)
 
 
-def problem(name, d, tokens, samples, *options) -> Problem:
+def problem(
+    name: str,
+    d: int,
+    tokens: int,
+    samples: int,
+    *,
+    horizon: float,
+    alphas: tuple[int, ...],
+    all_methods: tuple[int, ...],
+    ratio: float = 10**-0.5,
+) -> Problem:
     data = datasets.toy_head(n_samples=samples, n_tokens=tokens, teacher="dense", d_model=d, rng=0)
     objective = AttentionHead(d, threads=1).bind((data.X, data.y))
-    return Problem(name, d, tokens, samples, *options, objective, (data.X, data.y))
+    return Problem(
+        name,
+        d,
+        tokens,
+        samples,
+        horizon=horizon,
+        alphas=alphas,
+        all_methods=all_methods,
+        ratio=ratio,
+        objective=objective,
+        data=(data.X, data.y),
+    )
 
 
 def median_seconds(call: Callable[[], object], repeats: int) -> float:
@@ -97,20 +140,19 @@ def median_seconds(call: Callable[[], object], repeats: int) -> float:
     return float(np.median(seconds))
 
 
-def prices(objective) -> tuple[np.ndarray, np.ndarray, float]:
+def prices(objective: Objective) -> tuple[Prices, float]:
     """Cost of k Hessian columns in gradients, and of a gradient in seconds."""
     theta = 0.3 * np.random.default_rng(1).standard_normal(objective.n_products)
     gradient = median_seconds(lambda: objective.field(theta), 60)
-    counts = [k for k in (1, 2, 4, 8, 16, 32, 64) if k < objective.n_products]
-    counts = np.array([*counts, objective.n_products])
+    fewer = [k for k in (1, 2, 4, 8, 16, 32, 64) if k < objective.n_products]
+    counts = np.array([*fewer, objective.n_products])
     cost = [
-        median_seconds(lambda k=k: objective.hessian_columns(theta, np.arange(k)), 15)
-        for k in counts
+        median_seconds(partial(objective.hessian_columns, theta, np.arange(k)), 15) for k in counts
     ]
-    return counts, np.array(cost) / gradient, gradient
+    return (counts, np.array(cost) / gradient), gradient
 
 
-def crossing_error(reference, found) -> float:
+def crossing_error(reference: Crossings, found: Crossings) -> float:
     """Largest difference of matched crossings; ∞ where one is missing or extra."""
     times: list = [defaultdict(list), defaultdict(list)]
     for store, (t, coordinate, direction) in zip(times, (reference, found), strict=True):
@@ -133,7 +175,10 @@ class Outcome:
     seconds: float
 
 
-def run(p: Problem, costs, log10_alpha: int, method: str, tol: float):
+def run(
+    p: Problem, costs: Prices, log10_alpha: int, method: str, tol: float
+) -> tuple[Crossings | None, Counting, float]:
+    """Crossings, None if the run did not come to its end; the work, and CPU seconds."""
     counting = Counting(p.objective, costs)
     started = time.process_time()
     with warnings.catch_warnings():
@@ -152,7 +197,17 @@ def run(p: Problem, costs, log10_alpha: int, method: str, tol: float):
     return crossings, counting, seconds
 
 
-def ladder(p: Problem, costs, log10_alpha: int, method: str, reference) -> list[Outcome]:
+def crossings_at(p: Problem, costs: Prices, log10_alpha: int, method: str, tol: float) -> Crossings:
+    """Crossings of a run that must come to its end."""
+    crossings = run(p, costs, log10_alpha, method, tol)[0]
+    if crossings is None:
+        raise RuntimeError(f"{p.name}, α = 1e{log10_alpha}: {method} at {tol:.0e} did not finish")
+    return crossings
+
+
+def ladder(
+    p: Problem, costs: Prices, log10_alpha: int, method: str, reference: Crossings
+) -> list[Outcome]:
     outcomes: list[Outcome] = []
     tol = 10**-0.5
     while tol > FINEST and method in p.methods(log10_alpha):
@@ -182,7 +237,7 @@ def cell(outcomes: list[Outcome], target: float) -> str:
     )
 
 
-def separate_transitions(p: Problem, trajectory) -> int:
+def separate_transitions(p: Problem, trajectory: Trajectory) -> int:
     """Number of times that the loss begins to fall fast, ten times faster than before and after."""
     theta = trajectory.theta_at(trajectory.t)
     rates = [2 * np.abs(row) @ p.objective.field(row) ** 2 for row in theta]
@@ -218,7 +273,7 @@ def growth_rows(problems: list[Problem]) -> str:
     return report.table(header, rows)
 
 
-def raw_weights(p: Problem, log10_alpha: int, reference) -> str:
+def raw_weights(p: Problem, log10_alpha: int, reference: Crossings) -> str:
     """LSODA on (u, v), with tolerances tied to α."""
     init = p.init(log10_alpha)
     alpha = 10.0**log10_alpha
@@ -240,6 +295,8 @@ def raw_weights(p: Problem, log10_alpha: int, reference) -> str:
             rate, (0, end), start, method="LSODA", rtol=rtol, atol=rtol * alpha, dense_output=True
         )
         times = np.unique(np.concatenate([solution.t, np.linspace(0, end, 20_000)]))
+        if solution.sol is None:
+            raise RuntimeError(f"LSODA has no dense output: {solution.message}")
         values = solution.sol(times)
         theta = np.abs(values[:n] * values[n:]).T - THRESHOLD
         rows, columns = np.nonzero(theta[:-1] * theta[1:] < 0)
@@ -254,12 +311,13 @@ def raw_weights(p: Problem, log10_alpha: int, reference) -> str:
     return best
 
 
-def method_tables(p: Problem, costs, gradient: float) -> tuple[str, dict[int, object]]:
-    rows, ratios, references = [], [], {}
+def method_tables(p: Problem, costs: Prices, gradient: float) -> tuple[str, dict[int, Crossings]]:
+    rows, ratios = [], []
+    references: dict[int, Crossings] = {}
     own_work: dict[tuple[int, float], float] = {}
     for log10_alpha in p.alphas:
-        references[log10_alpha] = reference = run(p, costs, log10_alpha, "LSODA", 1e-10)[0]
-        own = run(p, costs, log10_alpha, "surrogate", 1e-8)[0]
+        references[log10_alpha] = reference = crossings_at(p, costs, log10_alpha, "LSODA", 1e-10)
+        own = crossings_at(p, costs, log10_alpha, "surrogate", 1e-8)
         agreement = crossing_error(reference, own)
         by_method = {m: ladder(p, costs, log10_alpha, m, reference) for m in METHODS}
         for target in TARGETS:
@@ -319,7 +377,7 @@ def method_tables(p: Problem, costs, gradient: float) -> tuple[str, dict[int, ob
     return text, references
 
 
-def diffrax_rows(python: str | None, p: Problem, references) -> str:
+def diffrax_rows(python: str | None, p: Problem, references: dict[int, Crossings]) -> str:
     if python is None:
         return "Diffrax was not run: give `--diffrax PYTHON`, an interpreter that has it."
     rows = []
@@ -344,11 +402,11 @@ def diffrax_rows(python: str | None, p: Problem, references) -> str:
             error = "–"
             if result["crossings"] is not None:
                 t, i, sign = result["crossings"]
-                error = crossing_error(
+                worst = crossing_error(
                     references[log10_alpha],
                     (np.array(t), np.array(i, dtype=int), np.array(sign, dtype=int)),
                 )
-                error = "crossings missing or extra" if error == np.inf else f"{error:.1e}"
+                error = "crossings missing or extra" if worst == np.inf else f"{worst:.1e}"
             rows.append(
                 [
                     f"1e{log10_alpha}",
@@ -366,7 +424,7 @@ def diffrax_rows(python: str | None, p: Problem, references) -> str:
     return report.table(header, rows)
 
 
-def descent_rows(problems: list[Problem], references, gradient_seconds) -> str:
+def descent_rows(problems: list[Problem], references: dict[str, dict[int, Crossings]]) -> str:
     rows = []
     for p in problems:
         per_step = torch_step_seconds(*p.data)
@@ -402,14 +460,13 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     alphas = (-4, -8, -20, -100, -1000)
     problems = [
-        problem("(A)", 8, 5, 200, 20.0, alphas, alphas, 10**-0.5),
-        problem("(B)", 50, 10, 1000, 9.0, alphas, (-4, -20), 10**-0.5),
+        problem("(A)", 8, 5, 200, horizon=20.0, alphas=alphas, all_methods=alphas),
+        problem("(B)", 50, 10, 1000, horizon=9.0, alphas=alphas, all_methods=(-4, -20)),
     ]
-    texts, references = [], {}
-    gradients = {}
+    texts = []
+    references: dict[str, dict[int, Crossings]] = {}
     for p in problems:
-        *costs, gradients[p.name] = prices(p.objective)
-        text, references[p.name] = method_tables(p, tuple(costs), gradients[p.name])
+        text, references[p.name] = method_tables(p, *prices(p.objective))
         texts.append(text)
     small = problems[0]
     raw = report.table(
@@ -436,7 +493,7 @@ def main(arguments: list[str] | None = None) -> None:
             + diffrax_rows(options.diffrax, small, references[small.name]),
             "## PyTorch gradient descent at its largest stable step\n\nThe step is 1/λ of the "
             "final Hessian in balanced weights; iterates are computed by the library's own "
-            "gradient, times are PyTorch's.\n\n" + descent_rows(problems, references, gradients),
+            "gradient, times are PyTorch's.\n\n" + descent_rows(problems, references),
         ]
     )
     report.write(

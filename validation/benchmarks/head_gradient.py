@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 
 import llvmlite.binding
 
@@ -162,7 +163,7 @@ def main() -> None:
     rng = np.random.default_rng(0)
     X, y = rng.standard_normal((2, *SHAPE))
     theta = 0.3 * rng.standard_normal(2 * D)
-    tensors = [torch.as_tensor(values) for values in (theta, X, y)]
+    tensors = torch.as_tensor(theta), torch.as_tensor(X), torch.as_tensor(y)
     one, two = (AttentionHead(D, threads=threads).bind((X, y)) for threads in (1, 2))
     for value, gradient in (
         plain_gradient(X, y, theta),
@@ -195,8 +196,8 @@ def main() -> None:
     }
     slow: dict[str, Callable[[], object]] = {}
     for k, indices in columns.items():
-        tasks[f"{k}"] = lambda indices=indices: one.hessian_columns(theta, indices)
-        tasks[f"{k}, 2 threads"] = lambda indices=indices: two.hessian_columns(theta, indices)
+        tasks[f"{k}"] = partial(one.hessian_columns, theta, indices)
+        tasks[f"{k}, 2 threads"] = partial(two.hessian_columns, theta, indices)
         if k <= 4 or k == 2 * D:
             slow[f"{k}, torch"] = with_torch_threads(1, torch_hessian_columns, *tensors, indices)
     torch.set_num_threads(1)

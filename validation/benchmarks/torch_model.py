@@ -7,7 +7,8 @@ machine drifts. Writes docs/benchmarks/torch_model.md.
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from statistics import median
 
 import numpy as np
@@ -16,7 +17,7 @@ import torch
 from dynalyze import Initialization, predict_stages
 from dynalyze.datasets import toy_head
 from dynalyze.models import AttentionHead
-from dynalyze.training import DiagonalHead, train, train_many
+from dynalyze.training import DiagonalHead, TrainingRun, train, train_many
 from validation import report
 
 COMMAND = "validation.benchmarks.torch_model"
@@ -24,10 +25,11 @@ D = 50
 ROUNDS = 15
 RUNS = 32  # trained at once: 4 scales times 8 seeds
 STEPS = 100
+LEARNING_RATE = 0.005
 SIZES = ((20, 4, 4), (100, 8, 8), (1000, 10, 50))  # samples, tokens, features
 
 
-def interleaved(actions: dict[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
+def interleaved(actions: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
     """Milliseconds of every action in every round."""
     times: dict[str, list[float]] = {name: [] for name in actions}
     for action in actions.values():
@@ -52,14 +54,14 @@ def evaluations() -> str:
         if columns.size:
             ours = through_torch.hessian_columns(theta, columns)
             difference = np.max(np.abs(ours - kernel.hessian_columns(theta, columns)))
-            actions = {
-                "kernel": lambda c=columns: kernel.hessian_columns(theta, c),
-                "torch": lambda c=columns: through_torch.hessian_columns(theta, c),
+            actions: dict[str, Callable[[], object]] = {
+                "kernel": partial(kernel.hessian_columns, theta, columns),
+                "torch": partial(through_torch.hessian_columns, theta, columns),
             }
         else:
             actions = {
-                "kernel": lambda: kernel.value_and_field(theta),
-                "torch": lambda: through_torch.value_and_field(theta),
+                "kernel": partial(kernel.value_and_field, theta),
+                "torch": partial(through_torch.value_and_field, theta),
             }
         if difference > 1e-12:
             raise RuntimeError(f"{label}: the two differ by {difference:.1e}")
@@ -100,6 +102,15 @@ def predictions() -> str:
     )
 
 
+def one_by_one(
+    head: DiagonalHead,
+    data: tuple[np.ndarray, np.ndarray],
+    inits: Sequence[Initialization],
+    steps: int,
+) -> list[TrainingRun]:
+    return [train(head, data, init=init, lr=LEARNING_RATE, steps=steps) for init in inits]
+
+
 def batches() -> str:
     rows = []
     for n_samples, n_tokens, d in SIZES:
@@ -112,18 +123,13 @@ def batches() -> str:
             for scale in scales
             for seed in range(RUNS // len(scales))
         ]
-        head, options = DiagonalHead(d), {"lr": 0.005, "steps": STEPS if d < D else 4}
-        many = train_many(head, data, inits, **options)
-        loop = [train(head, data, init=init, **options) for init in inits]
-        worst = max(np.max(np.abs(a.theta - b.theta)) for a, b in zip(many, loop, strict=True))
-        actions = {
-            "batch": lambda h=head, e=data, i=inits, o=options: train_many(h, e, i, **o),
-            "loop": lambda h=head, e=data, i=inits, o=options: [
-                train(h, e, init=init, **o) for init in i
-            ],
-        }
+        steps = STEPS if d < D else 4
+        batch = partial(train_many, DiagonalHead(d), data, inits, lr=LEARNING_RATE, steps=steps)
+        loop = partial(one_by_one, DiagonalHead(d), data, inits, steps)
+        worst = max(np.max(np.abs(a.theta - b.theta)) for a, b in zip(batch(), loop(), strict=True))
+        actions: dict[str, Callable[[], object]] = {"batch": batch, "loop": loop}
         times = {name: min(values) for name, values in interleaved(actions, 3).items()}
-        per_step = {name: value / (RUNS * options["steps"]) for name, value in times.items()}
+        per_step = {name: value / (RUNS * steps) for name, value in times.items()}
         rows.append(
             [
                 f"{n_samples} × {n_tokens} × {d}",
