@@ -23,6 +23,7 @@ from scipy.signal import find_peaks
 from dynalyze import Initialization, Trajectory, datasets, simulate
 from dynalyze._typing import FloatArray, IntArray
 from dynalyze.models import AttentionHead
+from dynalyze.models.counted import CountedObjective
 from dynalyze.models.protocol import Objective
 from validation import report
 from validation.benchmarks._gradient_descent import Crossings, descend, torch_step_seconds
@@ -38,45 +39,28 @@ Prices: TypeAlias = tuple[IntArray, FloatArray]
 """Numbers of Hessian columns, ascending, and what so many cost in gradients."""
 
 
-@dataclass
-class Counting:
-    """Objective that prices every call in gradients."""
+class Counting(CountedObjective):
+    """Objective that prices fields and Hessian columns in gradients.
 
-    objective: Objective
-    prices: Prices
-    gradients: int = 0
-    hessians: int = 0
-    work: float = 0.0
+    Losses are free: the checks after steps evaluate them, the steps do not.
+    """
 
-    @property
-    def n_products(self) -> int:
-        """Number of products."""
-        return self.objective.n_products
-
-    @property
-    def product_names(self) -> tuple[str, ...]:
-        """Readable name of each product."""
-        return self.objective.product_names
-
-    def value(self, theta: FloatArray) -> float:
-        """Loss, not priced: the checks after steps call it, the steps do not."""
-        return self.objective.value(theta)
-
-    def value_and_field(self, theta: FloatArray) -> tuple[float, FloatArray]:
-        """Both at once, not priced: the flow does not call it."""
-        return self.objective.value_and_field(theta)
+    def __init__(self, objective: Objective, prices: Prices) -> None:
+        super().__init__(objective)
+        self.prices = prices
+        self.gradients = 0
+        self.work = 0.0
 
     def field(self, theta: FloatArray) -> FloatArray:
         """Field, priced at one."""
         self.gradients += 1
         self.work += 1
-        return self.objective.field(theta)
+        return super().field(theta)
 
     def hessian_columns(self, theta: FloatArray, indices: IntArray) -> FloatArray:
         """Columns, at the price of so many."""
-        self.hessians += 1
         self.work += float(np.interp(len(indices), *self.prices)) if len(indices) else 0.0
-        return self.objective.hessian_columns(theta, indices)
+        return super().hessian_columns(theta, indices)
 
 
 @dataclass(frozen=True)
@@ -214,7 +198,7 @@ def ladder(
         crossings, counting, seconds = run(p, costs, log10_alpha, method, tol)
         error = np.inf if crossings is None else crossing_error(reference, crossings)
         outcomes.append(
-            Outcome(tol, error, counting.gradients, counting.hessians, counting.work, seconds)
+            Outcome(tol, error, counting.gradients, counting.nhev, counting.work, seconds)
         )
         if error <= TARGETS[-1] or seconds > SECONDS_PER_RUN / 2:
             break
