@@ -33,9 +33,7 @@ def table(found: Sequence[Perturbation]) -> str:
 
 def assumptions() -> AssumptionReport:
     prediction = predict_stages(_toy.objective(), max_stages=STAGES)
-    return check_assumptions(
-        _toy.objective(), None, prediction, trials=4, largest_radius=0.5, rng=0
-    )
+    return check_assumptions(prediction, trials=4, largest_radius=0.5, rng=0)
 
 
 def assumption_table(found: AssumptionReport) -> str:

@@ -1,7 +1,5 @@
 """`check_assumptions`: whether the theory applies to a problem, with a margin per stage."""
 
-import warnings
-
 import numpy as np
 
 from dynalyze._typing import ArrayLike, Data, FloatArray
@@ -14,11 +12,12 @@ from dynalyze.checks.nondegeneracy import (
     unbalanced,
 )
 from dynalyze.checks.orbits import Fate, FollowedOrbit, follow
-from dynalyze.checks.regularity import bounded, consistent, names_kinks, smooth
+from dynalyze.checks.regularity import bounded, consistent, smooth
 from dynalyze.checks.report import AssumptionReport, Verdict
-from dynalyze.errors import DynalyzeWarning, InvalidInputError
+from dynalyze.errors import InvalidInputError
 from dynalyze.models.binding import bind
 from dynalyze.models.data import as_positive_int
+from dynalyze.models.losses import Loss
 from dynalyze.models.protocol import Model, Objective
 from dynalyze.stages.prediction import StagePrediction
 from dynalyze.stages.stationary import StationaryPoint
@@ -29,11 +28,11 @@ _SEEN = 1e-3  # products of an orbit's last point that count as its support, rel
 
 
 def check_assumptions(
-    model: Model | Objective,
-    data: Data = None,
-    prediction: StagePrediction | None = None,
+    prediction: StagePrediction,
     *,
-    loss: str = "squared",
+    model: Model | Objective | None = None,
+    data: Data = None,
+    loss: Loss = "squared",
     sample_weight: ArrayLike | None = None,
     init: InitialWeights | None = None,
     log10_alpha: float | None = None,
@@ -52,10 +51,11 @@ def check_assumptions(
 
     Parameters
     ----------
-    model, data, loss, sample_weight
-        As in `predict_stages`, the same as for the prediction.
     prediction : StagePrediction
-        What `predict_stages` returned for them.
+        What `predict_stages` returned; it brings its model and data with it.
+    model, data, loss, sample_weight
+        As they were given to `predict_stages`: needed for a prediction that was loaded from a
+        file, which does not hold them.
     init : Initialization or pair (u0, v0), optional
         Initial weights, for |u_i(0)| ≠ |v_i(0)|.
     log10_alpha : float, optional
@@ -91,20 +91,13 @@ def check_assumptions(
     >>> X = np.random.default_rng(0).standard_normal((20, 3))
     >>> data = (X, X @ np.array([2.0, -1.0, 0.5]))
     >>> prediction = predict_stages(DiagonalLinear(3), data)
-    >>> check_assumptions(DiagonalLinear(3), data, prediction).passed
+    >>> check_assumptions(prediction).passed
     True
     """
-    if prediction is None:
-        raise InvalidInputError(
-            "prediction=None: give what predict_stages(model, data) returned for this problem"
-        )
     settings = _settings(
         trials, epsilon, required_radius, largest_radius, max_steps=max_steps, seed=rng
     )
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always", DynalyzeWarning)
-        objective = bind(model, data, loss=loss, sample_weight=sample_weight)
-    _check_same_problem(objective, prediction)
+    objective = _objective(prediction, model, data, loss, sample_weight)
     if log10_alpha is None:
         finite = prediction.finite
         log10_alpha = _SMALLEST_FLOAT if finite is None else finite.log10_alpha
@@ -135,7 +128,7 @@ def check_assumptions(
     return AssumptionReport(
         regularity=(
             bounded(prediction),
-            smooth(model, [str(w.message) for w in caught if names_kinks(w)]),
+            smooth(objective),
             consistent(objective, prediction, np.random.default_rng(rng)),
         ),
         initialization=None if init is None else unbalanced(init, names),
@@ -198,6 +191,37 @@ def _finite_limit(prediction: StagePrediction, failed: FollowedOrbit | None) -> 
         1.0,
         f"the transition of stage {stage} ends at a finite point, which is no strict minimum",
     )
+
+
+def _objective(
+    prediction: StagePrediction,
+    model: Model | Objective | None,
+    data: Data,
+    loss: Loss,
+    sample_weight: ArrayLike | None,
+) -> Objective:
+    """The loss that the prediction was made for: its own, or the one given, once it agrees."""
+    given: object = prediction
+    if not isinstance(given, StagePrediction):
+        raise InvalidInputError(
+            f"prediction is a {type(given).__name__}: give what predict_stages(model, data) "
+            "returned"
+        )
+    if model is None:
+        if data is not None or sample_weight is not None:
+            raise InvalidInputError(
+                "data or sample_weight was given without model=: give the model too, or leave them "
+                "out where the prediction has its own"
+            )
+        if prediction.objective is None:
+            raise InvalidInputError(
+                "the prediction was loaded from a file, which holds neither model nor data: give "
+                "them, check_assumptions(prediction, model=..., data=...)"
+            )
+        return prediction.objective
+    objective = bind(model, data, loss=loss, sample_weight=sample_weight)
+    _check_same_problem(objective, prediction)
+    return objective
 
 
 def _check_same_problem(objective: Objective, prediction: StagePrediction) -> None:

@@ -17,10 +17,8 @@ InitialWeights = Initialization | tuple[FloatArray, FloatArray]
 
 def next_activation(prediction: StagePrediction, k: int) -> Activation | None:
     """The minimum of eq. (9) on plateau k, with its runner-up."""
-    zero = prediction.configuration.get("zero_fields", 1e-9 * _largest_field(prediction))
-    zero = np.asarray(zero)
-    field = prediction.fields[k]
-    waits = time_until_active(prediction.b[k], field, prediction.theta[k] != 0, zero=zero)
+    field, active = prediction.fields[k], prediction.theta[k] != 0
+    waits = time_until_active(prediction.b[k], field, active, zero=prediction.zero_fields)
     return activation(waits, field)
 
 
@@ -70,7 +68,7 @@ def _verdict(
 ) -> Verdict:
     gap = winner.runner_up_wait - winner.wait
     relative = gap / winner.wait if winner.wait > 0 else np.inf
-    tied = relative <= prediction.configuration.get("tie_tolerance", 1e-9)
+    tied = relative <= prediction.tie_tolerance
     known = k < prediction.n_stages
     duration = float(prediction.durations[k]) if known else np.nan
     with np.errstate(divide="ignore", invalid="ignore"):

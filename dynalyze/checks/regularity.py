@@ -1,8 +1,5 @@
 """Assumption 2.1 and Definition 3.1 of arXiv 2306.07042: bounded and smooth."""
 
-import warnings
-from typing import Any
-
 import numpy as np
 
 from dynalyze.checks.report import Verdict
@@ -27,19 +24,16 @@ def bounded(prediction: StagePrediction) -> Verdict:
     return Verdict(None, passed, 1 / largest if largest else np.inf, message)
 
 
-def names_kinks(warning: warnings.WarningMessage) -> bool:
-    """Whether a warning of the model's own speaks of kinks; PyTorch need not be installed."""
-    return warning.category.__name__ == "NonSmoothWarning"
-
-
-def smooth(model: Any, messages: list[str]) -> Verdict:
-    """Definition 3.1, by what the model consists of."""
-    parts = tuple(getattr(model, "non_smooth", ()))
+def smooth(objective: Objective) -> Verdict:
+    """Definition 3.1, by what the model consists of, where the objective knows."""
+    parts: tuple[str, ...] = getattr(objective, "non_smooth", ())
     if parts:
-        listed = ", ".join(parts)
-        messages = [f"{listed}: not twice differentiable; use GELU, SiLU or Softplus", *messages]
-    if messages:
-        return Verdict(None, False, 0.0, messages[0])
+        return Verdict(
+            None,
+            False,
+            0.0,
+            f"{', '.join(parts)}: not twice differentiable; use GELU, SiLU or Softplus",
+        )
     return Verdict(None, True, 1.0, "no part of the model is known not to be smooth")
 
 

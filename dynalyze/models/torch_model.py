@@ -269,6 +269,7 @@ class TorchModel:
             product_names=self._names,
             device=self._device,
             memory_budget=budget,
+            non_smooth=self._kinks(inputs),
         )
 
     def prepare(
@@ -285,12 +286,8 @@ class TorchModel:
             output = check_function(self._function, probe, self.n_products)
             if self._pairs and products_alone:
                 check_products_alone(self._call, self._pairs, self._shapes, probe)
-            found = (
-                ()
-                if self._non_smooth
-                else non_smooth_operations(self._function, probe, self.n_products)
-            )
-        if found:
+        # Modules with kinks were named when the model was made.
+        if found := () if self._non_smooth else self._kinks(inputs):
             warn(
                 f"the forward pass uses {some(found)}: not twice differentiable, which "
                 "Definition 3.1 asks for; stages predicted may be wrong where its argument "
@@ -303,6 +300,12 @@ class TorchModel:
             targets = float_targets(targets, output, len(inputs))
             sample_loss = squared_loss(squared_loss_factor(loss, output[0].numel()))
         return inputs, targets, sample_loss
+
+    def _kinks(self, inputs: torch.Tensor) -> tuple[str, ...]:
+        """Modules, or else operations of a forward pass, that are not twice differentiable."""
+        probe = inputs[:_PROBE_SAMPLES].to(self._device)
+        with differentiable_attention():
+            return self._non_smooth or non_smooth_operations(self._function, probe, self.n_products)
 
     def _evaluate(self, inputs: torch.Tensor, theta: torch.Tensor) -> torch.Tensor:
         """h(x; θ) with u = θ and v = 1, exact where the module sees the products alone."""

@@ -43,6 +43,8 @@ class TorchObjective:
         Where the work is done.
     memory_budget : int
         Bytes that one pass may take.
+    non_smooth : tuple of str
+        Parts of h that are known not to be twice differentiable.
     """
 
     def __init__(
@@ -56,6 +58,7 @@ class TorchObjective:
         product_names: tuple[str, ...],
         device: torch.device,
         memory_budget: int,
+        non_smooth: tuple[str, ...] = (),
     ) -> None:
         mine = share(inputs.shape[0])
         tensors = [t[mine] for t in (inputs, targets, sample_weight)]
@@ -70,6 +73,7 @@ class TorchObjective:
         self._bytes_per_sample: int | None = None
         self._batched = device.type == "cuda"
         self.product_names = product_names
+        self.non_smooth = non_smooth
 
     @property
     def n_products(self) -> int:

@@ -100,7 +100,8 @@ def predict_stages(
     """
     started = time.monotonic()
     _check_options(max_stages, max_seconds, field_tolerance, tie_tolerance)
-    objective = CountedObjective(bind(model, data, loss=loss, sample_weight=sample_weight))
+    bound = bind(model, data, loss=loss, sample_weight=sample_weight)
+    objective = CountedObjective(bound)
     if init is not None:
         check_initialization(init, objective.n_products)
         if init.n_products != objective.n_products:
@@ -158,11 +159,11 @@ def predict_stages(
         "weighted": sample_weight is not None,
         "max_stages": max_stages,
         "field_tolerance": field_tolerance,
-        "tie_tolerance": tie_tolerance,
-        "zero_fields": zero.tolist(),
     }
     log_scales = log_scales[: len(stages) + 1]  # an interrupt may fall between the two
-    prediction = _collect(origin, stages, log_scales, names, ending, stats, finite, configuration)
+    prediction = _collect(
+        origin, stages, log_scales, names, ending, stats, limits, finite, configuration, bound
+    )
     if init is not None and ending.status is not Status.INTERRUPTED:
         _warn_of_overlap(prediction, init.log10_alpha)
     return prediction
@@ -229,8 +230,10 @@ def _collect(
     names: tuple[str, ...],
     ending: Ending,
     stats: Stats,
+    limits: Limits,
     finite: FiniteScaleStages | None,
     configuration: dict[str, Any],
+    objective: Objective,
 ) -> StagePrediction:
     plateaus = [origin] + [stage.transition.end for stage in stages]
     activations = [stage.activation for stage in stages]
@@ -248,12 +251,15 @@ def _collect(
         gaps=np.array([a.runner_up_wait - a.wait for a in activations], dtype=float),
         durations=np.array([s.transition.orbit.duration for s in stages], dtype=float),
         curvatures=np.array([point.curvature for point in plateaus]),
+        zero_fields=limits.zero,
+        tie_tolerance=limits.tie_tolerance,
         product_names=names,
         status=ending.status,
         message=ending.message,
         stats=stats,
         finite=finite,
         configuration=configuration,
+        objective=objective,
     )
 
 

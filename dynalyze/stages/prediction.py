@@ -10,6 +10,7 @@ from dynalyze._dataframe import dataframe
 from dynalyze._saved_files import read_saved, write_saved
 from dynalyze._typing import BoolArray, FloatArray, IntArray
 from dynalyze.errors import InvalidInputError
+from dynalyze.models.protocol import Objective
 from dynalyze.stages.algorithm import Status
 from dynalyze.stages.finite import FiniteScaleStages
 
@@ -52,12 +53,19 @@ class StagePrediction:
     gaps: FloatArray  # (K,), rescaled time by which the runner-up is later, inf if none
     durations: FloatArray  # (K,), flow time that each transition takes
     curvatures: FloatArray  # (K+1,), relative smallest curvature at θ^k, > 0 at a strict minimum
+    zero_fields: FloatArray  # (p,), |g_i| off the support that counts as 0
+    tie_tolerance: float  # relative gap of two waiting times that counts as a tie
     product_names: tuple[str, ...]  # p names
     status: Status
     message: str  # why the recursion ended, and what to do about it
     stats: Stats
     finite: FiniteScaleStages | None = None  # the stages from a given initialization
     configuration: dict[str, Any] = field(default_factory=dict)  # how it was computed
+    objective: Objective | None = None  # the loss with its data; not in a saved file
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave the objective out of pickles too: it holds the data, and compiled functions."""
+        return vars(self) | {"objective": None}
 
     @property
     def n_stages(self) -> int:
@@ -193,6 +201,7 @@ class StagePrediction:
             "product_names": self.product_names,
             "status": self.status,
             "message": self.message,
+            "tie_tolerance": self.tie_tolerance,
             "stats": vars(self.stats),
             "log10_alpha": None if self.finite is None else self.finite.log10_alpha,
             "configuration": self.configuration,
@@ -216,12 +225,14 @@ class StagePrediction:
                 {k.removeprefix("finite."): a for k, a in arrays.items() if "." in k},
                 metadata["log10_alpha"],
             )
+        kept: dict[str, Any] = {name: arrays[name] for name in _ARRAYS}
         return cls(
-            **{name: arrays[name] for name in _ARRAYS},
+            **kept,
             left=tuple(tuple(left) for left in metadata["left"]),
             product_names=tuple(metadata["product_names"]),
             status=Status(metadata["status"]),
             message=metadata["message"],
+            tie_tolerance=metadata["tie_tolerance"],
             stats=Stats(**metadata["stats"]),
             finite=finite,
             configuration=metadata["configuration"],

@@ -33,7 +33,7 @@ class Function:
 
 
 def report_on(objective, **options):
-    return check_assumptions(objective, None, predict_stages(objective), **options)
+    return check_assumptions(predict_stages(objective), **options)
 
 
 def two_wells():
@@ -83,7 +83,7 @@ def test_planted_tie():
     X = np.random.default_rng(0).standard_normal((20, 2))
     data = (X[:, [0, 0, 1]], X @ np.array([2.0, 0.3]))
     prediction = predict_stages(DiagonalLinear(3), data)
-    report = check_assumptions(DiagonalLinear(3), data, prediction)
+    report = check_assumptions(prediction)
     assert not report.passed
     (verdict,) = report.nondegenerate
     assert not verdict.passed
@@ -120,7 +120,7 @@ def test_field_of_a_product_that_left():
     fields = prediction.fields.copy()
     fields[2, 0] = 0.0
     touching = dataclasses.replace(prediction, fields=fields)
-    verdict = check_assumptions(valley(0.5), None, touching, trials=0).nondegenerate[1]
+    verdict = check_assumptions(touching, trials=0).nondegenerate[1]
     assert not verdict.passed
     assert "counts as 0" in verdict.message
 
@@ -154,7 +154,7 @@ def test_units_far_apart_are_no_flat_direction():
     y = X @ [1.0, 0.3, -0.5] + 0.1 * rng.standard_normal(60)
     prediction = predict_stages(DiagonalLinear(3), (X * units, y))
     assert prediction.support_sizes[-1] == 3
-    report = check_assumptions(DiagonalLinear(3), (X * units, y), prediction, trials=0)
+    report = check_assumptions(prediction, trials=0)
     assert all(verdict.passed for verdict in report.strict_minimum)
     # In θ the curvature is that of XᵀX / n; in u it is 4 |θ| times as much, which is c alone
     # where the other directions are far stiffer.
@@ -174,7 +174,7 @@ def test_units_far_apart_are_no_flat_direction():
 def test_separable_logistic_regression_has_no_finite_limit(y, separable):
     model, data, loss = logistic(y)
     prediction = predict_stages(model, data, loss=loss)
-    report = check_assumptions(model, data, prediction, loss=loss, trials=2)
+    report = check_assumptions(prediction, trials=2)
     assert report.finite_limit.passed != separable
     assert report.passed != separable
     if separable:
@@ -223,7 +223,7 @@ def test_relu_is_named(activation, smooth):
         model = TorchModel(Net(), [("u", "v")])
         data = (X, (1 + X @ np.array([0.4, -0.2]))[:, None])
         prediction = predict_stages(model, data)
-    report = check_assumptions(model, data, prediction, trials=0)
+    report = check_assumptions(prediction, trials=0)
     named = report.regularity[1]
     assert named.passed == smooth
     if not smooth:
@@ -243,13 +243,13 @@ def test_kinks_and_numbers_that_are_not_finite():
         )
 
     prediction = predict_stages(rough(0.0))
-    passing = check_assumptions(rough(0.0), None, prediction, trials=0)
+    passing = check_assumptions(prediction, trials=0)
     assert passing.passed
-    rough_report = check_assumptions(rough(0.5), None, predict_stages(rough(0.5)), trials=0)
+    rough_report = check_assumptions(predict_stages(rough(0.5)), trials=0)
     assert not rough_report.regularity[2].passed
     assert "the loss has kinks" in rough_report.regularity[2].message
     broken = dataclasses.replace(prediction, losses=np.array([0.5, np.nan]))
-    report = check_assumptions(rough(0.0), None, broken, trials=0)
+    report = check_assumptions(broken, trials=0)
     assert not report.regularity[0].passed
     assert "not finite on some plateau" in str(report)
 
