@@ -14,7 +14,7 @@ class MissingDependencyError(DynalyzeError, ImportError):
 
 
 class SavedFileError(DynalyzeError, OSError):
-    """A saved result that is truncated, of another kind, or from an unknown version."""
+    """A file that cannot be written, or no whole saved result of the kind and version expected."""
 
 
 class DynalyzeWarning(UserWarning):

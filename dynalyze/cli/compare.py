@@ -7,7 +7,7 @@ import warnings
 from typing import TYPE_CHECKING
 
 from dynalyze.cli import _arguments
-from dynalyze.errors import InvalidInputError, SavedFileError, StagesOverlapWarning
+from dynalyze.errors import InvalidInputError, StagesOverlapWarning
 
 if TYPE_CHECKING:
     from dynalyze.checks.matching import Run
@@ -62,6 +62,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _load(files: list[str]) -> tuple[StagePrediction, Run]:
+    from dynalyze._saved_files import saved_kind
     from dynalyze.flow.trajectory import Trajectory
     from dynalyze.stages.prediction import StagePrediction
 
@@ -70,14 +71,11 @@ def _load(files: list[str]) -> tuple[StagePrediction, Run]:
             f"{len(files)} files were given: give two, PREDICTION.npz RUN.npz, in this order"
         )
     prediction = StagePrediction.load(files[0])
-    try:
-        return prediction, Trajectory.load(files[1])
-    except SavedFileError as error:
-        if "holds a saved training run" not in str(error):
-            raise
-    from dynalyze.training.training_run import TrainingRun
+    if saved_kind(files[1]) == "training run":
+        from dynalyze.training.training_run import TrainingRun
 
-    return prediction, TrainingRun.load(files[1])
+        return prediction, TrainingRun.load(files[1])
+    return prediction, Trajectory.load(files[1])
 
 
 def _compute(arguments: argparse.Namespace) -> tuple[StagePrediction, Run, bool]:

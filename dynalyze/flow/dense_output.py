@@ -74,6 +74,13 @@ class DenseOutput:
     degrees: IntArray  # (m,), degree of each piece
     node_values: FloatArray  # (Σ (degree + 1), p), z at the nodes of each piece in turn
 
+    def check(self) -> None:
+        """Raise ValueError unless the three arrays fit together, as those of a damaged file."""
+        if not (np.diff(self.breaks) > 0).all() or not np.isin(self.degrees, _DEGREES).all():
+            raise ValueError("the pieces of the dense output are out of order")
+        if len(self.node_values) != (self._offsets[-1] or 1):
+            raise ValueError("the dense output lacks values at its nodes")
+
     @cached_property
     def _offsets(self) -> IntArray:
         return np.concatenate([[0], np.cumsum(self.degrees + 1)])

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dynalyze._saved_files import read_saved, write_saved
+from dynalyze._saved_files import load_saved, write_saved
+from dynalyze._saved_schema import Array, ListOf, Schema
 from dynalyze._typing import ArrayLike, FloatArray, IntArray
 from dynalyze.errors import InvalidInputError
 from dynalyze.flow.dense_output import DenseOutput
@@ -17,7 +18,29 @@ from dynalyze.models.protocol import Objective
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-_KIND = "trajectory"
+_SCHEMA = Schema(
+    "trajectory",
+    arrays={
+        "t": Array("n+1", finite=True),
+        "z": Array("n+1", "p"),
+        "losses": Array("n+1"),
+        "breaks": Array("m+1", finite=True),
+        "degrees": Array("m", dtype="int", least=1),
+        "node_values": Array("v", "p"),
+        "u0": Array("p", finite=True),
+        "v0": Array("p", finite=True),
+    },
+    metadata={
+        "log10_alpha": float,
+        "product_names": ListOf(str, "p"),
+        "nfev": int,
+        "nhev": int,
+        "nhcol": int,
+        "status": str,
+        "message": str,
+        "configuration": dict,
+    },
+)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -166,7 +189,7 @@ class Trajectory:
             "message": self.message,
             "configuration": self.configuration,
         }
-        write_saved(path, _KIND, arrays, metadata)
+        write_saved(path, _SCHEMA, arrays, metadata)
 
     @classmethod
     def load(
@@ -186,23 +209,26 @@ class Trajectory:
         SavedFileError
             If the file is truncated, or holds something else.
         """
-        arrays, stamp = read_saved(path, _KIND)
-        metadata = stamp["metadata"]
-        return cls(
-            t=arrays["t"],
-            z=arrays["z"],
-            dense=DenseOutput(arrays["breaks"], arrays["degrees"], arrays["node_values"]),
-            init=Initialization(arrays["u0"], arrays["v0"], log10_alpha=metadata["log10_alpha"]),
-            product_names=tuple(metadata["product_names"]),
-            nfev=metadata["nfev"],
-            nhev=metadata["nhev"],
-            nhcol=metadata["nhcol"],
-            status=metadata["status"],
-            message=metadata["message"],
-            configuration=metadata["configuration"],
-            objective=objective,
-            saved_losses=arrays["losses"],
-        )
+
+        def build(arrays: dict[str, Any], metadata: dict[str, Any]) -> "Trajectory":
+            init = Initialization(
+                arrays.pop("u0"), arrays.pop("v0"), log10_alpha=metadata.pop("log10_alpha")
+            )
+            dense = DenseOutput(
+                arrays.pop("breaks"), arrays.pop("degrees"), arrays.pop("node_values")
+            )
+            dense.check()
+            return cls(
+                **metadata | {"product_names": tuple(metadata["product_names"])},
+                t=arrays["t"],
+                z=arrays["z"],
+                dense=dense,
+                init=init,
+                objective=objective,
+                saved_losses=arrays["losses"],
+            )
+
+        return load_saved(path, _SCHEMA, build)
 
     def _objective(self) -> Objective:
         if self.objective is None:

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dynalyze._dataframe import dataframe
-from dynalyze._saved_files import read_saved, write_saved
+from dynalyze._saved_files import load_saved, write_saved
+from dynalyze._saved_schema import Array, ListOf, Schema
 from dynalyze._typing import FloatArray, IntArray
 from dynalyze.errors import InvalidInputError
 
@@ -17,8 +18,29 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 PRODUCTS = ("W_K W_Q", "W_V W_O")
-NOT_ARRAYS = ("layer_names", "notes", "rank_tolerance")
-_KIND = "spectra history"
+SCHEMA = Schema(
+    "spectra history",
+    arrays={
+        "steps": Array("R", dtype="int"),
+        "layer": Array("N", dtype="int", least=0, below="L"),
+        "head": Array("N", dtype="int", least=0),
+        "singular_values": Array("R", "2", "N", "K"),
+        "frobenius_norm": Array("R", "2", "N"),
+        "effective_rank": Array("R", "2", "N"),
+        "effective_rank_bound": Array("R", "2", "N"),
+        "numerical_rank": Array("R", "2", "N", dtype="int"),
+        "left_angles": Array("R", "2", "N", "r"),
+        "right_angles": Array("R", "2", "N", "r"),
+        "largest_rank": Array("2", "N", dtype="int", least=0),
+        "initial_singular_values": Array("2", "N", "m"),
+    },
+    metadata={
+        "layer_names": ListOf(str, "L"),
+        "notes": ListOf(str, "L"),
+        "rank_tolerance": float,
+    },
+)
+NOT_ARRAYS = tuple(SCHEMA.metadata)
 
 
 @dataclass(frozen=True)
@@ -149,7 +171,7 @@ class SpectraHistory:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the history to one file, completely or not at all."""
-        write_saved(path, _KIND, *self.to_parts())
+        write_saved(path, SCHEMA, *self.to_parts())
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "SpectraHistory":
@@ -160,8 +182,7 @@ class SpectraHistory:
         SavedFileError
             If the file is damaged or holds something else.
         """
-        arrays, stamp = read_saved(path, _KIND)
-        return cls.from_parts(arrays, stamp["metadata"])
+        return load_saved(path, SCHEMA, cls.from_parts)
 
     def to_parts(self) -> tuple[dict[str, Any], dict[str, Any]]:
         """Arrays by name, and the rest as JSON can hold it: what a saved file is made of."""

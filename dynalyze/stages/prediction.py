@@ -1,13 +1,14 @@
 """What `predict_stages` returns: the stages, with a table, a plot and a file format."""
 
 import os
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
 from dynalyze._dataframe import dataframe
-from dynalyze._saved_files import read_saved, write_saved
+from dynalyze._saved_files import load_saved, write_saved
+from dynalyze._saved_schema import Array, ListOf, Schema
 from dynalyze._typing import BoolArray, FloatArray, IntArray
 from dynalyze.errors import InvalidInputError
 from dynalyze.models.protocol import Objective
@@ -18,7 +19,44 @@ if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
 
-_KIND = "stage prediction"
+_SCHEMA = Schema(
+    "stage prediction",
+    arrays={
+        "times": Array("K", finite=True),
+        "coordinates": Array("K", dtype="int", least=0, below="p"),
+        "signs": Array("K", dtype="int", least=-1, below=2),
+        "theta": Array("K+1", "p", finite=True),
+        "b": Array("K+1", "p", finite=True),
+        "fields": Array("K+1", "p", finite=True),
+        "losses": Array("K+1", finite=True),
+        "support_sizes": Array("K+1", dtype="int", least=0),
+        "runner_ups": Array("K", dtype="int", least=-1, below="p"),
+        "gaps": Array("K"),
+        "durations": Array("K"),
+        "curvatures": Array("K+1"),
+        "zero_fields": Array("p", finite=True),
+        # The stages from a given initialization
+        "finite.coordinates": Array("M", dtype="int", least=0, below="p", optional=True),
+        "finite.signs": Array("M", dtype="int", least=-1, below=2, optional=True),
+        "finite.onsets": Array("M", finite=True, optional=True),
+        "finite.overlaps": Array("M", optional=True),
+        "finite.orbit_starts": Array("M+1", dtype="int", least=0, optional=True),
+        "finite.orbit_times": Array("v", finite=True, optional=True),
+        "finite.orbit_log_sizes": Array("v", finite=True, optional=True),
+        "finite.u0": Array("p", finite=True, optional=True),
+        "finite.v0": Array("p", finite=True, optional=True),
+    },
+    metadata={
+        "left": ListOf(ListOf(int), "K"),
+        "product_names": ListOf(str, "p"),
+        "status": str,
+        "message": str,
+        "tie_tolerance": float,
+        "stats": {"nfev": int, "nhev": int, "nhcol": int, "seconds": float},
+        "log10_alpha": float | None,
+        "configuration": dict,
+    },
+)
 
 
 @dataclass(frozen=True)
@@ -193,7 +231,7 @@ class StagePrediction:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write everything to `path` (NumPy archive with a JSON stamp), exactly."""
-        arrays = {f.name: getattr(self, f.name) for f in fields(self) if f.name in _ARRAYS}
+        arrays = {n: getattr(self, n) for n in _SCHEMA.arrays if "." not in n}
         if self.finite is not None:
             arrays |= {f"finite.{name}": a for name, a in self.finite.to_arrays().items()}
         metadata = {
@@ -206,7 +244,7 @@ class StagePrediction:
             "log10_alpha": None if self.finite is None else self.finite.log10_alpha,
             "configuration": self.configuration,
         }
-        write_saved(path, _KIND, arrays, metadata)
+        write_saved(path, _SCHEMA, arrays, metadata)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Self:
@@ -217,26 +255,23 @@ class StagePrediction:
         SavedFileError
             If the file is truncated, holds something else or comes from a newer version.
         """
-        arrays, stamp = read_saved(path, _KIND)
-        metadata = stamp["metadata"]
-        finite = None
-        if metadata["log10_alpha"] is not None:
-            finite = FiniteScaleStages.from_arrays(
-                {k.removeprefix("finite."): a for k, a in arrays.items() if "." in k},
-                metadata["log10_alpha"],
-            )
-        kept: dict[str, Any] = {name: arrays[name] for name in _ARRAYS}
+        return load_saved(path, _SCHEMA, cls._from_parts)
+
+    @classmethod
+    def _from_parts(cls, arrays: dict[str, Any], metadata: dict[str, Any]) -> Self:
+        own = {name: array for name, array in arrays.items() if "." not in name}
+        finite = {k.removeprefix("finite."): a for k, a in arrays.items() if "." in k}
+        log10_alpha = metadata.pop("log10_alpha")
+        if (log10_alpha is None) != (not finite):
+            raise ValueError("the stages from a given initialization are there in part")
         return cls(
-            **kept,
-            left=tuple(tuple(left) for left in metadata["left"]),
-            product_names=tuple(metadata["product_names"]),
-            status=Status(metadata["status"]),
-            message=metadata["message"],
-            tie_tolerance=metadata["tie_tolerance"],
-            stats=Stats(**metadata["stats"]),
-            finite=finite,
-            configuration=metadata["configuration"],
+            **own,
+            **metadata
+            | {
+                "left": tuple(tuple(left) for left in metadata["left"]),
+                "product_names": tuple(metadata["product_names"]),
+                "status": Status(metadata["status"]),
+                "stats": Stats(**metadata["stats"]),
+            },
+            finite=FiniteScaleStages.from_arrays(finite, log10_alpha) if finite else None,
         )
-
-
-_ARRAYS = tuple(f.name for f in fields(StagePrediction) if f.type in (FloatArray, IntArray))

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from scipy import integrate
 
+from dynalyze._saved_schema import Array
 from dynalyze._torch import torch
 from dynalyze._typing import Data, FloatArray, IntArray
 from dynalyze.errors import FlowError, InvalidInputError
@@ -21,7 +22,7 @@ from dynalyze.models.torch_objective import differentiable_attention
 from dynalyze.training.engine import Engine, chunk_near_caches
 from dynalyze.training.graded import Grading
 from dynalyze.training.heads import FullHead
-from dynalyze.training.recorded import RecordedRun
+from dynalyze.training.recorded import RecordedRun, run_schema
 from dynalyze.training.trainable import Weights, as_trainable, checked_samples
 
 METHODS = ("RK23", "RK45", "DOP853", "Radau", "BDF", "LSODA")
@@ -48,9 +49,12 @@ class FullTrajectory(RecordedRun):
     configuration: dict[str, Any] = field(repr=False)  # method, tolerances
 
     singular_values = True
-    _kind = "flow of full weights"
     _clock = "t"
-    _metadata = ("nfev", "configuration")
+    _schema = run_schema(
+        "flow of full weights",
+        {"t": Array("n", finite=True)},
+        {"nfev": int, "configuration": dict},
+    )
 
     def __repr__(self) -> str:
         return (

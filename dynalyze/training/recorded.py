@@ -1,18 +1,31 @@
 """What runs in weights have in common: a training run, and the flow of full weights."""
 
 import os
+from collections.abc import Mapping
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 
-from dynalyze._saved_files import read_saved, write_saved
+from dynalyze._saved_files import load_saved, write_saved
+from dynalyze._saved_schema import AnyNumbers, Array, ListOf, Schema
 from dynalyze._typing import ArrayLike, FloatArray, IntArray
 from dynalyze.flow.initialization import Initialization
 from dynalyze.training.curves import Curves, log_curves
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+
+
+def run_schema(kind: str, clock: Mapping[str, Array], metadata: Mapping[str, Any]) -> Schema:
+    """What a saved run of one kind holds: its clock, and metadata beside those of all kinds."""
+    weights = Array("w", finite=True)
+    arrays = {"theta": Array("n", "p"), "losses": Array("n"), "u0": weights, "v0": weights}
+    return Schema(
+        kind,
+        {**clock, **arrays, "weights.*": AnyNumbers()},
+        {**metadata, "log10_alpha": float, "product_names": ListOf(str, "p")},
+    )
 
 
 class RecordedRun:
@@ -28,9 +41,8 @@ class RecordedRun:
     weights: dict[str, FloatArray]  # parameters at the end, by name
     singular_values: bool  # whether `theta` holds singular values
 
-    _kind: ClassVar[str]  # what a saved file calls itself
     _clock: ClassVar[str]  # field that tells the times of the records
-    _metadata: ClassVar[tuple[str, ...]]  # fields beside the clock that only this class has
+    _schema: ClassVar[Schema]  # of a saved file
 
     if TYPE_CHECKING:
 
@@ -107,12 +119,9 @@ class RecordedRun:
             "v0": self.init.v0,
             **{f"weights.{name}": value for name, value in self.weights.items()},
         }
-        metadata = {name: getattr(self, name) for name in self._metadata}
-        metadata |= {
-            "log10_alpha": self.init.log10_alpha,
-            "product_names": list(self.product_names),
-        }
-        write_saved(path, self._kind, arrays, metadata)
+        metadata = {n: getattr(self, n) for n in self._schema.metadata if n != "log10_alpha"}
+        metadata["log10_alpha"] = self.init.log10_alpha
+        write_saved(path, self._schema, arrays, metadata)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Self:
@@ -123,15 +132,15 @@ class RecordedRun:
         SavedFileError
             If the file is truncated, or holds something else.
         """
-        arrays, stamp = read_saved(path, cls._kind)
-        metadata = stamp["metadata"]
+        return load_saved(path, cls._schema, cls._from_parts)
+
+    @classmethod
+    def _from_parts(cls, arrays: dict[str, Any], metadata: dict[str, Any]) -> Self:
+        log10_alpha = metadata.pop("log10_alpha")
+        metadata["product_names"] = tuple(metadata["product_names"])
+        kept = metadata | {name: arrays[name] for name in (cls._clock, "theta", "losses")}
+        kept["init"] = Initialization(arrays["u0"], arrays["v0"], log10_alpha=log10_alpha)
         weights = {n: array for n, array in arrays.items() if n.startswith("weights.")}
-        kept: dict[str, Any] = {name: metadata[name] for name in cls._metadata}
-        kept |= {name: arrays[name] for name in (cls._clock, "theta", "losses")}
-        kept["init"] = Initialization(
-            arrays["u0"], arrays["v0"], log10_alpha=metadata["log10_alpha"]
-        )
-        kept["product_names"] = tuple(metadata["product_names"])
         kept["weights"] = {n.removeprefix("weights."): array for n, array in weights.items()}
         return cls(**kept)
 

@@ -6,9 +6,10 @@ from typing import Any
 
 import numpy as np
 
+from dynalyze._saved_schema import Array
 from dynalyze._typing import FloatArray, IntArray
 from dynalyze.flow.initialization import Initialization
-from dynalyze.training.recorded import RecordedRun
+from dynalyze.training.recorded import RecordedRun, run_schema
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,11 +40,19 @@ class TrainingRun(RecordedRun):
     message: str
     configuration: dict[str, Any] = field(repr=False)  # options, versions, device
 
-    _kind = "training run"
     _clock = "steps"
-    _metadata = (
-        *("lr", "optimizer", "singular_values", "loss_rises", "status", "message"),
-        "configuration",
+    _schema = run_schema(
+        "training run",
+        {"steps": Array("n", dtype="int", least=0)},
+        {
+            "lr": float,
+            "optimizer": str,
+            "singular_values": bool,
+            "loss_rises": int,
+            "status": str,
+            "message": str,
+            "configuration": dict,
+        },
     )
 
     def __repr__(self) -> str:

@@ -2,18 +2,37 @@
 
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import numpy as np
 
-from dynalyze._saved_files import read_saved, write_saved
+from dynalyze._saved_files import load_saved, write_saved
+from dynalyze._saved_schema import AnyNumbers, Array, Schema
 from dynalyze._torch import torch
 from dynalyze._typing import FloatArray
+from dynalyze.spectra import history
 from dynalyze.spectra.history import SpectraHistory
 from dynalyze.training.vit.model import VisionTransformer, ViTShape
 
-_KIND = "vision transformer run"
+_SCHEMA = Schema(
+    "vision transformer run",
+    arrays={
+        **{f"history.{name}": array for name, array in history.SCHEMA.arrays.items()},
+        "weights.*": AnyNumbers(),
+        "train_losses": Array("E"),
+        "test_losses": Array("E"),
+        "test_accuracies": Array("E"),
+    },
+    metadata={
+        "history": history.SCHEMA.metadata,
+        "shape": {field.name: int for field in fields(ViTShape)},
+        "n_steps": int,
+        "status": str,
+        "message": str,
+        "configuration": dict,
+    },
+)
 
 
 @dataclass(frozen=True)
@@ -56,17 +75,17 @@ class ViTRun:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the run to one file, completely or not at all."""
-        spectra, history = self.history.to_parts()
+        spectra, text = self.history.to_parts()
         arrays = {f"history.{name}": value for name, value in spectra.items()}
         arrays |= {f"weights.{name}": value for name, value in self.weights.items()}
         for name in ("train_losses", "test_losses", "test_accuracies"):
             arrays[name] = getattr(self, name)
         metadata = {
-            "history": history,
+            "history": text,
             "shape": asdict(self.shape),
             **{n: getattr(self, n) for n in ("n_steps", "status", "message", "configuration")},
         }
-        write_saved(path, _KIND, arrays, metadata)
+        write_saved(path, _SCHEMA, arrays, metadata)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "ViTRun":
@@ -77,17 +96,14 @@ class ViTRun:
         SavedFileError
             If the file is damaged or holds something else.
         """
-        arrays, stamp = read_saved(path, _KIND)
-        metadata = stamp["metadata"]
-        history = metadata.pop("history")
+        return load_saved(path, _SCHEMA, cls._from_parts)
+
+    @classmethod
+    def _from_parts(cls, arrays: dict[str, Any], metadata: dict[str, Any]) -> "ViTRun":
         parts: dict[str, dict[str, Any]] = {"history": {}, "weights": {}, "": {}}
         for name, value in arrays.items():
-            group, _, rest = name.rpartition(".") if "." not in name else name.partition(".")
+            group, _, rest = name.partition(".") if "." in name else ("", "", name)
             parts[group][rest] = value
-        return cls(
-            history=SpectraHistory.from_parts(parts["history"], history),
-            weights=parts["weights"],
-            shape=ViTShape(**metadata.pop("shape")),
-            **parts[""],
-            **metadata,
-        )
+        metadata["shape"] = ViTShape(**metadata["shape"])
+        metadata["history"] = SpectraHistory.from_parts(parts["history"], metadata["history"])
+        return cls(weights=parts["weights"], **parts[""], **metadata)

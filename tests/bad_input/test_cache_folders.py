@@ -1,0 +1,54 @@
+"""The package works where compiled code cannot be kept, and says once what to do about it."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import dynalyze
+
+# Permissions do not bind root, so the folders are made unusable otherwise: Numba is told to look
+# at NUMBA_CACHE_DIR alone, which lies below a file.
+_UNUSABLE = {
+    "NUMBA_CACHE_LOCATOR_CLASSES": "UserProvidedCacheLocator",
+    "NUMBA_CACHE_DIR": "/dev/null/cache",
+}
+_USE = """
+import numpy as np
+import dynalyze.models
+import dynalyze.flow.simulate
+import sympy as sp
+linear = dynalyze.models.DiagonalLinear(2).bind((np.eye(2), np.array([1.0, 0.5])))
+print(linear.field(np.zeros(2)))
+a, x = sp.symbols("a x")
+formula = dynalyze.models.SymbolicModel(a * x, [x], [a]).bind((np.ones((1, 1)), np.ones(1)))
+print(formula.value(np.zeros(1)))
+"""
+
+
+def test_without_a_writable_cache_folder_all_works_with_one_warning(tmp_path: Path):
+    script = tmp_path / "script.py"
+    script.write_text(_USE, encoding="utf-8")
+    done = subprocess.run(
+        [sys.executable, str(script)],
+        capture_output=True,
+        text=True,
+        env=os.environ | _UNUSABLE | {"XDG_CACHE_HOME": str(tmp_path)},
+        check=False,
+    )
+    assert done.stdout == "[0.5  0.25]\n0.5\n"
+    assert done.stderr.count("KernelCacheWarning") == 1
+    assert "NUMBA_CACHE_DIR to a folder that can be" in done.stderr
+    assert done.stderr.startswith(f"{script}:3: KernelCacheWarning")
+
+
+def test_every_kernel_is_compiled_in_the_one_place_that_does_without_a_cache():
+    package = Path(dynalyze.__file__).parent
+    sources = {path.name: path.read_text(encoding="utf-8") for path in package.rglob("*.py")}
+    direct = [
+        name
+        for name, text in sources.items()
+        if "numba.njit(" in text or "from numba import njit" in text
+    ]
+    assert direct == ["_compiled.py"]
+    assert sum("from dynalyze._compiled import njit" in text for text in sources.values()) > 3
