@@ -1,5 +1,6 @@
 """Warnings that point at the caller's line, however deep in the library they arise."""
 
+import importlib
 import sys
 import warnings
 from itertools import count
@@ -14,12 +15,16 @@ def warn(message: str, category: type[Warning]) -> None:
     Data are bound by the user, by `predict_stages` or by `train`: there is no fixed number of
     calls between the mistake and the check that finds it.
     """
-    for level in count(2):
+    level = 1
+    for depth in count(1):
         try:
-            file = sys._getframe(level - 1).f_code.co_filename
+            file = sys._getframe(depth).f_code.co_filename
         except ValueError:  # all frames are the library's own, as on the command line
             break
-        # Methods that dataclasses generate are in no file.
-        if not file.startswith(_PACKAGE) and file != "<string>":
+        if "importlib" in file and "_bootstrap" in file:  # `warnings` does not count these either
+            continue
+        level += 1
+        # Methods that dataclasses generate are in no file; modules are loaded on use by importlib.
+        if not file.startswith(_PACKAGE) and file not in ("<string>", importlib.__file__):
             break
     warnings.warn(message, category, stacklevel=level)

@@ -29,6 +29,10 @@ class ConstantFeatureWarning(DynalyzeWarning):
     """A feature has the same value everywhere, so what is learned on it may not be meant."""
 
 
+class KernelCacheWarning(DynalyzeWarning):
+    """No cache folder can be written, so code is compiled again in every process."""
+
+
 class StagesOverlapWarning(DynalyzeWarning):
     """The given initialization is not small enough to separate every stage from the next."""
 

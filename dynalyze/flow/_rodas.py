@@ -5,8 +5,8 @@ Hairer & Wanner, Solving Ordinary Differential Equations II, section IV.7.
 """
 
 import numpy as np
-from numba import njit
 
+from dynalyze._compiled import njit
 from dynalyze._typing import FloatArray, IntArray
 
 GAMMA = 0.25

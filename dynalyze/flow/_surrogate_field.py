@@ -3,8 +3,8 @@
 from typing import NamedTuple
 
 import numpy as np
-from numba import njit
 
+from dynalyze._compiled import njit
 from dynalyze._typing import FloatArray, IntArray
 from dynalyze.flow._rodas import CUBIC, GAMMA, QUADRATIC, A, C, factorize, solve
 

@@ -4,8 +4,8 @@ It evaluates no gradient: its cost is k × k linear algebra for k active coordin
 """
 
 import numpy as np
-from numba import njit
 
+from dynalyze._compiled import njit
 from dynalyze._typing import FloatArray
 from dynalyze.flow._path import (
     ERROR_LIMIT,

@@ -17,8 +17,7 @@ columns only. A column in p costs about three quarters of a gradient, one in q a
 
 from typing import Any
 
-import numba
-
+from dynalyze._compiled import njit
 from dynalyze._typing import FloatArray, IntArray
 from dynalyze.models._attention_gradient import (
     add_pairs,
@@ -51,7 +50,7 @@ def hessian_workspace(n_tokens: int, width: int, n_p: int, n_q: int) -> FloatArr
     return aligned_zeros(size * LANES)
 
 
-@numba.njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True)
 def means(M: int, A: int, x: int, n_tokens: int, width: int, tile: int) -> None:
     """M = A X for one block of samples; all arguments but the sizes are addresses."""
     token = width * VECTOR_BYTES
@@ -66,7 +65,7 @@ def means(M: int, A: int, x: int, n_tokens: int, width: int, tile: int) -> None:
             gram_tile(out, left, right, n_tokens, n_rows, tile)
 
 
-@numba.njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True)
 def residual_terms(W: int, r: int, M: int, y: int, q: int, n_tokens: int, width: int) -> None:
     """W = 2 q ⊙ M − y and r = q ⊙ (q ⊙ M − y) for one block of samples."""
     for a in range(n_tokens):
@@ -79,7 +78,7 @@ def residual_terms(W: int, r: int, M: int, y: int, q: int, n_tokens: int, width:
             store(r + here, factor * residual)
 
 
-@numba.njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True)
 def center(D: int, A: int, n_tokens: int) -> None:
     """Replace D_ab by e_ab."""
     row = n_tokens * VECTOR_BYTES
@@ -93,7 +92,7 @@ def center(D: int, A: int, n_tokens: int) -> None:
             store(here, load(here) - mean)
 
 
-@numba.njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True)
 def weights_along(
     out: int, A: int, factor: int, x: int, M: int, k: int, omega: Any, n_tokens: int, width: int
 ) -> None:
@@ -110,7 +109,7 @@ def weights_along(
             store(out + at, common * load(A + at) * difference)
 
 
-@numba.njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True)
 def logit_gradient_along(D_dot: int, A_dot: int, A: int, e: int, n_tokens: int) -> None:
     """Replace Ḋ by Ė."""
     row = n_tokens * VECTOR_BYTES
@@ -126,7 +125,7 @@ def logit_gradient_along(D_dot: int, A_dot: int, A: int, e: int, n_tokens: int) 
             store(D_dot + at, fma(load(A + at), load(D_dot + at) - mean, own))
 
 
-@numba.njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True)
 def add_mean_terms(
     out: int, W: int, A_dot: int, x: int, n_tokens: int, width: int, tile: int
 ) -> None:
@@ -142,7 +141,7 @@ def add_mean_terms(
             contraction_tile(out + here, factors, weights, tokens, a, n_tokens, n_rows, tile)
 
 
-@numba.njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True)
 def add_squares(out: int, M: int, omega: Any, n_tokens: int, width: int) -> None:
     """Add ω Σ_a M_ai² to out[i]."""
     for i in range(width):
@@ -154,7 +153,7 @@ def add_squares(out: int, M: int, omega: Any, n_tokens: int, width: int) -> None
         store(here, fma(omega, total, load(here)))
 
 
-@numba.njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True)
 def hessian_columns(
     X: FloatArray,
     y: FloatArray,

@@ -18,11 +18,7 @@ from pathlib import Path
 from types import ModuleType
 
 from dynalyze._warn import warn
-from dynalyze.errors import DynalyzeWarning
-
-
-class KernelCacheWarning(DynalyzeWarning):
-    """The cache folder cannot be written; generated code is compiled again in every process."""
+from dynalyze.errors import KernelCacheWarning
 
 
 def cache_folder() -> Path:

@@ -8,6 +8,7 @@ import numpy as np
 from dynalyze._typing import ArrayLike, Data, FloatArray, IntArray
 from dynalyze._warn import warn
 from dynalyze.errors import ConstantFeatureWarning, InvalidInputError
+from dynalyze.models.tables import as_plain, check_same_rows
 
 
 def as_pair(data: Data) -> tuple[ArrayLike, ArrayLike]:
@@ -16,15 +17,16 @@ def as_pair(data: Data) -> tuple[ArrayLike, ArrayLike]:
     Parameters
     ----------
     data : pair of array_like
-        ``(X, y)``, as a tuple or list of length 2.
+        ``(X, y)``, as a tuple or list of length 2; also a pandas DataFrame and a Series.
 
     Raises
     ------
     InvalidInputError
-        If `data` is not a pair.
+        If `data` is not a pair, or a table has columns that are not numbers.
     """
     if isinstance(data, tuple | list) and len(data) == 2:
-        return data[0], data[1]
+        check_same_rows(*data)
+        return as_plain(data[0], "X"), as_plain(data[1], "y")
     received = type(data).__name__
     if isinstance(data, tuple | list):
         received += f" of length {len(data)}"

@@ -6,6 +6,7 @@ from functools import cached_property
 import numba
 import numpy as np
 
+from dynalyze._compiled import njit
 from dynalyze._typing import ArrayLike, Data, FloatArray, IntArray
 from dynalyze.errors import InvalidInputError
 from dynalyze.models.data import (
@@ -16,6 +17,7 @@ from dynalyze.models.data import (
     warn_of_constant_features,
 )
 from dynalyze.models.losses import squared_loss_factor
+from dynalyze.models.tables import column_names
 
 _BLOCK = 1024  # samples per partial sum: fixed, so that results do not depend on the threads
 _PARALLEL_FROM = 1_000_000  # entries of X from which two threads pay for their start
@@ -30,7 +32,8 @@ class DiagonalLinear:
     n_features : int
         Number of features, which is the number p of products.
     feature_names : sequence of str, optional
-        Readable names of the products; ``theta[i]`` where none are given.
+        Readable names of the products; by default the columns' names if the data are a pandas
+        DataFrame, else ``theta[i]``.
     """
 
     n_features: int
@@ -94,7 +97,8 @@ class DiagonalLinear:
             X, "its product is never learned if that is 0, and acts as an intercept otherwise"
         )
         weights = normalized_sample_weight(sample_weight, len(X)) * squared_loss_factor(loss, 1)
-        return DiagonalLinearObjective(X, y, weights, self.product_names)
+        names = self.feature_names or column_names(data) or self.product_names
+        return DiagonalLinearObjective(X, y, weights, names)
 
 
 @dataclass(frozen=True, eq=False)
@@ -143,7 +147,7 @@ class DiagonalLinearObjective:
         return self._hessian[:, indices]
 
 
-@numba.njit(cache=True, error_model="numpy")
+@njit(cache=True, error_model="numpy")
 def _sum_block(X, y, weights, theta, start, stop, gradient):  # type: ignore[no-untyped-def]
     loss = 0.0
     for s in range(start, stop):
@@ -157,7 +161,7 @@ def _sum_block(X, y, weights, theta, start, stop, gradient):  # type: ignore[no-
     return loss
 
 
-@numba.njit(cache=True, error_model="numpy")
+@njit(cache=True, error_model="numpy")
 def _loss_and_field(X, y, weights, theta):  # type: ignore[no-untyped-def]
     field = np.zeros(theta.size)
     loss = 0.0
@@ -169,7 +173,7 @@ def _loss_and_field(X, y, weights, theta):  # type: ignore[no-untyped-def]
     return loss, field
 
 
-@numba.njit(cache=True, parallel=True, error_model="numpy")
+@njit(cache=True, parallel=True, error_model="numpy")
 def _loss_and_field_parallel(X, y, weights, theta):  # type: ignore[no-untyped-def]
     n_blocks = (y.size + _BLOCK - 1) // _BLOCK
     losses = np.zeros(n_blocks)

@@ -28,9 +28,10 @@ def as_plain(values: Any, name: str) -> ArrayLike:
     """
     if not _is_table(values):
         return values
-    columns = [values] if values.ndim == 1 else [values.iloc[:, i] for i in range(values.shape[1])]
+    table: Any = values  # pandas' own types know one of two classes, not either
+    columns = [table] if table.ndim == 1 else [table.iloc[:, i] for i in range(table.shape[1])]
     for column in columns:
-        what = f"{name}, a Series," if values.ndim == 1 else f"column {column.name!r} of {name}"
+        what = f"{name}, a Series," if table.ndim == 1 else f"column {column.name!r} of {name}"
         if column.dtype.kind not in "fiub":
             raise InvalidInputError(
                 f"{what} has dtype {column.dtype}: convert it to numbers, or leave it out"
@@ -41,7 +42,7 @@ def as_plain(values: Any, name: str) -> ArrayLike:
                 f"{what} has {int(missing.sum())} missing values, the first in row "
                 f"{column.index[int(missing.to_numpy().argmax())]!r}: fill or drop them"
             )
-    array: ArrayLike = values.to_numpy(dtype=float)
+    array: ArrayLike = table.to_numpy(dtype=float)
     return array
 
 

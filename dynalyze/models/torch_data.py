@@ -8,6 +8,7 @@ import numpy as np
 from dynalyze._torch import torch
 from dynalyze._typing import Data
 from dynalyze.errors import InvalidInputError
+from dynalyze.models.data import as_pair
 
 _LOADER_BATCH = 256
 
@@ -60,7 +61,8 @@ def gather(data: Data) -> tuple[torch.Tensor, torch.Tensor]:
         If there are no samples, numbers of samples differ, or batches are no pairs.
     """
     if isinstance(data, (tuple, list)) and len(data) == 2:
-        inputs, targets = as_tensor(data[0], "X"), as_tensor(data[1], "y")
+        given_X, given_y = as_pair(data)
+        inputs, targets = as_tensor(given_X, "X"), as_tensor(given_y, "y")
     else:
         if isinstance(data, torch.utils.data.Dataset):
             data = torch.utils.data.DataLoader(data, batch_size=_LOADER_BATCH)

@@ -7,9 +7,8 @@ import numpy as np
 import pytest
 import sympy as sp
 
-from dynalyze.errors import InvalidInputError
+from dynalyze.errors import InvalidInputError, KernelCacheWarning
 from dynalyze.models import SymbolicLoss, SymbolicModel
-from dynalyze.models._kernel_cache import KernelCacheWarning
 
 X, A, B, Y, F, K = sp.symbols("x a b y f k")
 LINEAR = SymbolicModel(A * X, [X], [A])

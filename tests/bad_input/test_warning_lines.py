@@ -44,8 +44,8 @@ def test_stages_that_overlap():
 def test_a_cache_that_cannot_be_written(monkeypatch, tmp_path):
     import sympy as sp
 
+    from dynalyze.errors import KernelCacheWarning
     from dynalyze.models import SymbolicModel
-    from dynalyze.models._kernel_cache import KernelCacheWarning
 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     (tmp_path / "file").write_text("")
