@@ -1,5 +1,6 @@
 """Data to try the library on: scikit-learn's bundled sets, the paper's toy, and files."""
 
+import csv
 import os
 import zipfile
 from pathlib import Path
@@ -109,7 +110,9 @@ def load_npz(path: str | os.PathLike[str]) -> Dataset:
         If the file is missing, is no npz archive, or lacks one of the two arrays.
     """
     if not Path(path).is_file():
-        raise InvalidInputError(f"{path}: no such file; give an .npz file with arrays X and y")
+        raise InvalidInputError(
+            f"{path}: {_why_no_file(path)}; give an .npz file with arrays X and y"
+        )
     try:
         # np.load leaves a file open that it opened itself and cannot read.
         with Path(path).open("rb") as file:
@@ -130,6 +133,110 @@ def load_npz(path: str | os.PathLike[str]) -> Dataset:
                 "write it with numpy.savez(path, X=X, y=y)"
             )
     return Dataset(arrays["X"], arrays["y"])
+
+
+def load_csv(path: str | os.PathLike[str], *, target: str | None) -> Dataset:
+    """Read a table of numbers, separated by commas, with the columns' names in its first line.
+
+    Parameters
+    ----------
+    path : str or path-like
+        Text file in UTF-8.
+    target : str
+        Name of the column to be learned; all others are features, in the order of the file.
+
+    Returns
+    -------
+    Dataset
+        X of shape (n_samples, n_features), y of shape (n_samples,), and the features' names.
+
+    Raises
+    ------
+    InvalidInputError
+        If the file is missing or no such table, `target` is none of its columns, a row is of
+        another length, or a value is missing or not a finite number; the line is named.
+    """
+    if not Path(path).is_file():
+        raise InvalidInputError(f"{path}: {_why_no_file(path)}; give a .csv file with a header")
+    try:
+        with Path(path).open(encoding="utf-8-sig", newline="") as file:
+            reader = csv.reader(file, strict=True)
+            names = [name.strip() for name in next(reader, [])]
+            _check_header(path, names, target)
+            rows = [_numbers(path, reader.line_num, names, row) for row in reader if row]
+    except (csv.Error, OSError, UnicodeDecodeError) as error:
+        raise InvalidInputError(
+            f"{path} cannot be read as a table in UTF-8, separated by commas ({error})"
+        ) from error
+    if not rows:
+        raise InvalidInputError(f"{path} has a header and no rows: give at least one sample")
+    table, column = np.array(rows), names.index(str(target))
+    features = tuple(name for name in names if name != target)
+    return Dataset(np.delete(table, column, axis=1), table[:, column], features)
+
+
+def _why_no_file(path: str | os.PathLike[str]) -> str:
+    exists = os.fspath(path) and Path(path).exists()  # Path("") is the current folder
+    return "it is not a regular file" if exists else "no such file"
+
+
+def _check_header(path: str | os.PathLike[str], names: list[str], target: str | None) -> None:
+    if not any(names):
+        raise InvalidInputError(f"{path} has no header: its first line must name the columns")
+    listed = ", ".join(names[:20]) + (", …" if len(names) > 20 else "")
+    if all(_is_number(name) for name in names):
+        raise InvalidInputError(
+            f"{path} has no header: its first line, {listed}, must name the columns"
+        )
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice or "" in names:
+        raise InvalidInputError(
+            f"{path} names {f'column {twice[0]!r} twice' if any(twice) else 'a column nothing'}: "
+            "give each column a name of its own"
+        )
+    if target is None:
+        raise InvalidInputError(
+            f"name the column of {path} that is to be learned (--target NAME): one of {listed}"
+        )
+    if target not in names:
+        hint = "; are its columns separated by commas?" if len(names) == 1 else ""
+        raise InvalidInputError(
+            f"{path} has no column {target!r} for the target: it has {listed}{hint}"
+        )
+    if len(names) == 1:
+        raise InvalidInputError(f"{path} has no column beside the target {target!r}")
+
+
+def _numbers(
+    path: str | os.PathLike[str], line: int, names: list[str], row: list[str]
+) -> list[float]:
+    if len(row) != len(names):
+        raise InvalidInputError(
+            f"{path}, line {line} has {len(row)} values for {len(names)} columns: give one each"
+        )
+    try:
+        numbers = [float(value) for value in row]
+    except ValueError:
+        numbers = []
+    if numbers and np.isfinite(numbers).all():
+        return numbers
+    name, value = next(
+        (name, value)
+        for name, value in zip(names, row, strict=True)
+        if not _is_number(value) or not np.isfinite(float(value))
+    )
+    wrong = "is missing" if not value.strip() else f"is {value.strip()!r}, not a finite number"
+    raise InvalidInputError(
+        f"{path}, line {line}: {name} {wrong}; fill it in, or drop the row or the column"
+    )
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _teacher(teacher: FloatArray | str, d_model: int, rng: np.random.Generator) -> FloatArray:

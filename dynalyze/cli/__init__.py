@@ -6,13 +6,14 @@ imported inside ``run``, so that ``--help`` is instant.
 """
 
 import argparse
+import re
 import sys
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Any, TypeGuard
+from typing import Any, NoReturn
 
 from dynalyze import __version__
-from dynalyze.cli import _arguments, compare, predict, simulate, track, train
+from dynalyze.cli import _console, _output, compare, predict, simulate, track, train
 from dynalyze.errors import DynalyzeError, DynalyzeWarning
 
 COMMANDS = (predict, simulate, compare, train, track)
@@ -26,9 +27,22 @@ exit codes:
 """
 
 
+class _Parser(argparse.ArgumentParser):
+    """A parser whose errors are one line, and which takes -1e3 for a number, not for an option."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._negative_number_matcher = re.compile(
+            r"-(inf|nan|(\d+\.?\d*|\.\d+)(e[+-]?\d+)?)$", re.IGNORECASE
+        )
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: error: {' '.join(message.split())}; see {self.prog} --help\n")
+
+
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser with all subcommands."""
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="dynalyze",
         description="Predict, simulate and track the stages in which networks with product "
         "weights learn.",
@@ -44,15 +58,18 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code."""
-    arguments = build_parser().parse_args(argv)
+    with _console.readable_output():
+        return _run(build_parser().parse_args(argv))
+
+
+def _run(arguments: argparse.Namespace) -> int:
     try:
         with warnings.catch_warnings():
             warnings.showwarning = _one_line_warnings(arguments.command, warnings.showwarning)
-            _arguments.check_output(arguments)
+            _output.check_output(arguments)
             return int(arguments.run(arguments))
     except (DynalyzeError, OSError) as error:
-        text = f"{error.filename}: no such file" if _is_missing_file(error) else str(error)
-        message = " ".join(text.split())
+        message = " ".join(_text(error).split())
         print(f"dynalyze {arguments.command}: error: {message}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
@@ -60,8 +77,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
 
 
-def _is_missing_file(error: Exception) -> TypeGuard[FileNotFoundError]:
-    return isinstance(error, FileNotFoundError) and error.filename is not None
+def _text(error: Exception) -> str:
+    """What is wrong, without the error's number."""
+    if isinstance(error, OSError) and error.filename is not None:
+        missing = isinstance(error, FileNotFoundError)
+        return f"{error.filename}: {'no such file' if missing else error.strerror}"
+    return str(error)
 
 
 def _one_line_warnings(command: str, otherwise: Callable[..., None]) -> Callable[..., None]:

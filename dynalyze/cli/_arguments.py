@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import math
 import sys
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from dynalyze.errors import InvalidInputError
 
@@ -13,6 +15,7 @@ if TYPE_CHECKING:
     from dynalyze.datasets import Dataset
     from dynalyze.flow.initialization import Initialization
 
+_T = TypeVar("_T")
 BUILT_IN = ("diabetes", "digits", "toy-head")
 
 
@@ -30,9 +33,15 @@ def add_problem(parser: argparse.ArgumentParser, *, required: bool = True) -> No
         "--data",
         required=required,
         metavar="FILE|" + "|".join(BUILT_IN),
-        help="an .npz file with arrays X and y, or a built-in set: diabetes (442 × 10, "
-        "standardized), digits (8 × 8 images as 8 tokens, each predicting the next row), "
-        "toy-head (the paper's: 1000 Gaussian sequences, labelled by a sparse head)",
+        help="an .npz file with arrays X and y, a .csv file with a header (and --target), or a "
+        "built-in set: diabetes (442 × 10, standardized), digits (8 × 8 images as 8 tokens, each "
+        "predicting the next row), toy-head (the paper's: 1000 Gaussian sequences, labelled by a "
+        "sparse head)",
+    )
+    group.add_argument(
+        "--target",
+        metavar="NAME",
+        help="column of the .csv file to be learned; the others are the features",
     )
     group.add_argument(
         "--model",
@@ -60,8 +69,39 @@ def add_initialization(parser: argparse.ArgumentParser, *, required: bool) -> No
         help="log10 of the scale α of Gaussian initial weights, such as -8 for 1e-8; any size",
     )
     group.add_argument(
-        "--seed", type=int, default=0, help="seed of the initial weights (default: %(default)s)"
+        "--seed",
+        type=seed,
+        default=0,
+        metavar="N",
+        help="seed of the initial weights (default: %(default)s)",
     )
+
+
+def seed(text: str) -> int:
+    """Type of an argument that is an integer from 0 on."""
+    return _number(text, int, lambda n: n >= 0, "an integer, 0 or larger")
+
+
+def positive_integer(text: str) -> int:
+    """Type of an argument that is an integer from 1 on."""
+    return _number(text, int, lambda n: n > 0, "a positive integer")
+
+
+def positive(text: str) -> float:
+    """Type of an argument that is a positive number, and finite."""
+    return _number(text, float, lambda x: 0 < x < math.inf, "positive and finite")
+
+
+def seconds(text: str) -> float:
+    """Type of an argument that is a duration."""
+    return _number(text, float, lambda x: 0 <= x < math.inf, "a number of seconds, 0 or larger")
+
+
+def _number(text: str, kind: Callable[[str], _T], good: Callable[[_T], bool], what: str) -> _T:
+    with contextlib.suppress(ValueError):
+        if good(number := kind(text)):
+            return number
+    raise argparse.ArgumentTypeError(f"{text!r} must be {what}")
 
 
 def add_flow(parser: argparse.ArgumentParser) -> None:
@@ -90,41 +130,11 @@ def add_threshold(parser: argparse.ArgumentParser) -> None:
     """Declare ``--threshold``."""
     parser.add_argument(
         "--threshold",
-        type=float,
+        type=positive,
         default=0.05,
         metavar="SIZE",
         help="|θ| at which a product counts as active (default: %(default)s)",
     )
-
-
-def add_output(parser: argparse.ArgumentParser, what: str) -> None:
-    """Declare ``--out``, ``--plot`` and ``--quiet``."""
-    group = parser.add_argument_group("output")
-    group.add_argument("--out", metavar="FILE.npz", help=f"save the {what}, to be loaded again")
-    group.add_argument("--plot", metavar="FILE", help="write a figure (.png, .pdf, .svg)")
-    group.add_argument("--quiet", action="store_true", help="no progress bar")
-
-
-def check_output(arguments: argparse.Namespace) -> None:
-    """Refuse before the work begins, not after it, what cannot be written."""
-    for option in ("out", "plot"):
-        path = getattr(arguments, option, None)
-        if path and not Path(path).absolute().parent.is_dir():
-            raise InvalidInputError(f"--{option} {path}: there is no such folder; create it first")
-    if path := getattr(arguments, "plot", None):
-        _check_figure_format(path)
-
-
-def _check_figure_format(path: str) -> None:
-    from matplotlib.backend_bases import FigureCanvasBase
-
-    known = FigureCanvasBase.get_supported_filetypes()
-    suffix = Path(path).suffix.removeprefix(".").lower()
-    if suffix and suffix not in known:
-        raise InvalidInputError(
-            f"--plot {path}: figures cannot be written as .{suffix}; use one of "
-            + ", ".join(f".{name}" for name in sorted(known))
-        )
 
 
 def show_progress(arguments: argparse.Namespace) -> bool:
@@ -136,7 +146,7 @@ def load_problem(arguments: argparse.Namespace) -> Problem:
     """Model and data that the arguments name."""
     from dynalyze.models import AttentionHead, DiagonalLinear
 
-    dataset = _dataset(arguments.data)
+    dataset = _dataset(arguments.data, arguments.target)
     kind = arguments.model or ("linear" if dataset.X.ndim == 2 else "head")
     expected = 2 if kind == "linear" else 3
     if dataset.X.ndim != expected:
@@ -167,21 +177,15 @@ def load_initialization(arguments: argparse.Namespace, n_products: int) -> Initi
     )
 
 
-def write_figure(ax: Any, path: str) -> None:
-    """Save the figure that `ax` belongs to; `check_output` has seen to the format."""
-    ax.figure.savefig(path, dpi=150)
-
-
-def use_headless_backend() -> None:
-    """Draw to files only, also where there is no display."""
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-
-
-def _dataset(name: str) -> Dataset:
+def _dataset(name: str, target: str | None) -> Dataset:
     from dynalyze import datasets
 
+    if name.lower().endswith(".csv"):
+        return datasets.load_csv(name, target=target)
+    if target is not None:
+        raise InvalidInputError(
+            f"--target {target} names a column of a .csv file, and --data is {name}: leave it out"
+        )
     if name == "diabetes":
         return datasets.diabetes()
     if name == "digits":

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import argparse
 import warnings
-from typing import TYPE_CHECKING
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
 
-from dynalyze.cli import _arguments
+from dynalyze.cli import _arguments, _output
 from dynalyze.errors import InvalidInputError, StagesOverlapWarning
 
 if TYPE_CHECKING:
+    from dynalyze.checks.comparison import Comparison
     from dynalyze.checks.matching import Run
     from dynalyze.stages.prediction import StagePrediction
 
@@ -35,9 +37,8 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     _arguments.add_initialization(parser, required=False)
     _arguments.add_flow(parser)
     _arguments.add_threshold(parser)
-    group = parser.add_argument_group("output")
-    group.add_argument("--plot", metavar="FILE", help="write a figure (.png, .pdf, .svg)")
-    group.add_argument("--quiet", action="store_true", help="no progress bar")
+    _output.add_output(parser)
+    _output.add_json(parser)
     parser.set_defaults(run=run)
 
 
@@ -54,11 +55,46 @@ def run(arguments: argparse.Namespace) -> int:
             "give either two files, PREDICTION.npz RUN.npz, or --data with --log10-alpha"
         )
     comparison = compare(prediction, trajectory, threshold=arguments.threshold)
-    print(comparison.summary())
-    if arguments.plot:
-        _arguments.use_headless_backend()
-        _arguments.write_figure(comparison.plot(), arguments.plot)
+    _output.deliver(
+        arguments,
+        lambda: _output.as_json(_parts(comparison)) if arguments.json else comparison.summary(),
+        plot=comparison.plot,
+    )
     return 0 if complete else 3
+
+
+def _parts(comparison: Comparison) -> dict[str, Any]:
+    prediction = comparison.prediction
+    columns: dict[str, Any] = {
+        "coordinate": prediction.coordinates,
+        "product": [prediction.name(int(i)) for i in prediction.coordinates],
+        "sign": prediction.signs,
+        "outcome": [str(outcome) for outcome in comparison.outcomes],
+        "measured": comparison.measured,
+        "predicted": comparison.predicted,
+        "leading": comparison.leading,
+        "relative_error": comparison.relative_errors,
+        "separated": comparison.separated,
+        "relative_plateau_distance": comparison.relative_plateau_distances[1:],
+    }
+    return {
+        "log10_alpha": comparison.log10_alpha,
+        "threshold": comparison.threshold,
+        "stages": [
+            {"stage": k + 1, **{name: values[k] for name, values in columns.items()}}
+            for k in range(comparison.n_stages)
+        ],
+        "inversions": [asdict(inversion) for inversion in comparison.inversions],
+        "extra": [
+            {"t": t, "coordinate": i, "product": prediction.name(int(i)), "sign": sign}
+            for t, i, sign in zip(
+                comparison.extra_times,
+                comparison.extra_coordinates,
+                comparison.extra_signs,
+                strict=True,
+            )
+        ],
+    }
 
 
 def _load(files: list[str]) -> tuple[StagePrediction, Run]:

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import json
-import math
 from typing import TYPE_CHECKING, Any
 
-from dynalyze.cli import _arguments
+from dynalyze.cli import _arguments, _output
 
 if TYPE_CHECKING:
     from dynalyze.stages.prediction import StagePrediction
@@ -32,8 +30,8 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         metavar="S",
         help="stop at the end of the first stage after S seconds",
     )
-    _arguments.add_output(parser, "prediction")
-    parser.add_argument("--json", action="store_true", help="print JSON instead of the table")
+    _output.add_output(parser, "prediction")
+    _output.add_json(parser)
     parser.set_defaults(run=run)
 
 
@@ -51,21 +49,20 @@ def run(arguments: argparse.Namespace) -> int:
         max_seconds=arguments.max_seconds,
         progress=_arguments.show_progress(arguments),
     )
-    if arguments.out:
-        prediction.save(arguments.out)
-    print(json.dumps(_as_json(prediction), indent=2) if arguments.json else prediction.summary())
-    if arguments.plot:
-        _arguments.use_headless_backend()
-        _arguments.write_figure(prediction.plot(), arguments.plot)
+    _output.deliver(
+        arguments,
+        lambda: _output.as_json(_parts(prediction)) if arguments.json else prediction.summary(),
+        save=prediction.save,
+        plot=prediction.plot,
+    )
     if prediction.status is Status.INTERRUPTED:
         raise KeyboardInterrupt
     return 0 if prediction.status is Status.CONVERGED else 3
 
 
-def _as_json(prediction: StagePrediction) -> dict[str, Any]:
-    jumps = [None] * prediction.n_stages
-    if prediction.finite is not None:
-        jumps = [None if math.isnan(t) else t for t in prediction.jump_times().tolist()]
+def _parts(prediction: StagePrediction) -> dict[str, Any]:
+    finite = prediction.finite is not None
+    jumps = prediction.jump_times().tolist() if finite else [None] * prediction.n_stages
     stages = [
         {
             "stage": k + 1,

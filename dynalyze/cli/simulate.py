@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import argparse
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from dynalyze.cli import _arguments
+from dynalyze.cli import _arguments, _output
 
 if TYPE_CHECKING:
     from dynalyze.flow.trajectory import Trajectory
@@ -28,7 +28,8 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     )
     budget.add_argument("--max-seconds", type=float, metavar="S", help="stop after S seconds")
     _arguments.add_threshold(parser)
-    _arguments.add_output(parser, "trajectory")
+    _output.add_output(parser, "trajectory")
+    _output.add_json(parser)
     parser.set_defaults(run=run)
 
 
@@ -50,33 +51,77 @@ def run(arguments: argparse.Namespace) -> int:
         max_seconds=arguments.max_seconds,
         progress=_arguments.show_progress(arguments),
     )
-    if arguments.out:
-        trajectory.save(arguments.out)
-    print(_table(trajectory, arguments.threshold))
-    if arguments.plot:
-        _arguments.use_headless_backend()
-        _arguments.write_figure(trajectory.plot(), arguments.plot)
+    _output.deliver(
+        arguments,
+        lambda: _text(trajectory, arguments),
+        save=trajectory.save,
+        plot=trajectory.plot,
+    )
     if trajectory.status == "interrupted":
         raise KeyboardInterrupt
     return 0 if trajectory.success else 3
 
 
-def _table(trajectory: Trajectory, threshold: float) -> str:
+def _text(trajectory: Trajectory, arguments: argparse.Namespace) -> str:
+    crossings = _crossings(trajectory, arguments.threshold)
+    if arguments.json:
+        return _output.as_json(_parts(trajectory, crossings))
+    return _table(trajectory, crossings, arguments.threshold)
+
+
+def _crossings(trajectory: Trajectory, threshold: float) -> list[dict[str, Any]]:
+    """Every crossing of the threshold, in the order of time."""
+    times, coordinates, directions = trajectory.crossings(threshold)
+    theta = trajectory.theta_at(times)
+    return [
+        {
+            "t": float(t),
+            "t_rescaled": float(t / trajectory.init.log_inverse_alpha),
+            "coordinate": int(i),
+            "product": trajectory.product_names[i],
+            "sign": 1 if theta[row, i] > 0 else -1,
+            "direction": int(direction),
+            "value_at_end": float(trajectory.theta[-1, i]),
+        }
+        for row, (t, i, direction) in enumerate(zip(times, coordinates, directions, strict=True))
+    ]
+
+
+def _parts(trajectory: Trajectory, crossings: list[dict[str, Any]]) -> dict[str, Any]:
+    first, last = trajectory.loss_at(trajectory.t[[0, -1]])
+    return {
+        "status": trajectory.status,
+        "message": trajectory.message,
+        "product_names": trajectory.product_names,
+        "log10_alpha": trajectory.init.log10_alpha,
+        "crossings": crossings,
+        "t_end": float(trajectory.t[-1]),
+        "theta_end": trajectory.theta[-1],
+        "initial_loss": float(first),
+        "final_loss": float(last),
+        "stats": {
+            "n_steps": trajectory.n_steps,
+            "nfev": trajectory.nfev,
+            "nhev": trajectory.nhev,
+            "nhcol": trajectory.nhcol,
+        },
+        "configuration": trajectory.configuration,
+    }
+
+
+def _table(trajectory: Trajectory, crossings: list[dict[str, Any]], threshold: float) -> str:
     """Every crossing of the threshold, one line each, with the status below."""
     from dynalyze.stages.table import aligned
 
-    times, coordinates, directions = trajectory.crossings(threshold)
-    theta = trajectory.theta_at(times)
-    at_end = trajectory.theta[-1]
     rows = [
         [
-            f"{t:.6g}",
-            f"{t / trajectory.init.log_inverse_alpha:.6g}",
-            f"{'+' if theta[row, i] > 0 else '−'} {trajectory.product_names[i]}",
-            "grows" if direction > 0 else "shrinks",
-            f"{at_end[i]:.5g}",
+            f"{crossing['t']:.6g}",
+            f"{crossing['t_rescaled']:.6g}",
+            f"{'+' if crossing['sign'] > 0 else '−'} {crossing['product']}",
+            "grows" if crossing["direction"] > 0 else "shrinks",
+            f"{crossing['value_at_end']:.5g}",
         ]
-        for row, (t, i, direction) in enumerate(zip(times, coordinates, directions, strict=True))
+        for crossing in crossings
     ]
     # Not `losses`, which has one for every step: that can take longer than the run.
     first, last = trajectory.loss_at(trajectory.t[[0, -1]])

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import json
 from typing import Any
 
-from dynalyze.cli import _arguments
+from dynalyze.cli import _output
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -54,8 +53,8 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         help="share of the largest singular value that counts in the numerical rank "
         "(default: %(default)s)",
     )
-    _arguments.add_output(parser, "spectra")
-    parser.add_argument("--json", action="store_true", help="print JSON instead of the table")
+    _output.add_output(parser, "spectra")
+    _output.add_json(parser)
     parser.set_defaults(run=run)
 
 
@@ -71,16 +70,16 @@ def run(arguments: argparse.Namespace) -> int:
         layers=arguments.layers,
         rank_tolerance=arguments.rank_tolerance,
     )
-    if arguments.out:
-        history.save(arguments.out)
-    print(json.dumps(_as_json(history), indent=2) if arguments.json else history.summary())
-    if arguments.plot:
-        _arguments.use_headless_backend()
-        _arguments.write_figure(history.plot_stable_rank(), arguments.plot)
+    _output.deliver(
+        arguments,
+        lambda: _output.as_json(_parts(history)) if arguments.json else history.summary(),
+        save=history.save,
+        plot=history.plot_stable_rank,
+    )
     return 0
 
 
-def _as_json(history: Any) -> dict[str, Any]:
+def _parts(history: Any) -> dict[str, Any]:
     from dynalyze.spectra import PRODUCTS
 
     return {

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, Any
 
-from dynalyze.cli import _arguments
+from dynalyze.cli import _arguments, _output
 
 if TYPE_CHECKING:
     from dynalyze.training.vit import VisionData, ViTOptions, ViTShape
@@ -34,10 +34,17 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     )
     data.add_argument("--no-augment", action="store_true", help="train on the images as they are")
     data.add_argument(
-        "--image-size", type=int, metavar="N", help="crops from image folders (default: 224)"
+        "--image-size",
+        type=_arguments.positive_integer,
+        metavar="N",
+        help="crops from image folders (default: 224)",
     )
     data.add_argument(
-        "--workers", type=int, default=8, metavar="N", help="threads that decode images"
+        "--workers",
+        type=_arguments.positive_integer,
+        default=8,
+        metavar="N",
+        help="threads that decode images",
     )
     shape = parser.add_argument_group("model (default: a small one for digits, else the paper's)")
     for name in _SIZES:
@@ -51,7 +58,13 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         metavar="S",
         help="factor on initial values of all layers but the token embedding (default: 1)",
     )
-    shape.add_argument("--seed", type=int, default=0, help="seed of everything random (default: 0)")
+    shape.add_argument(
+        "--seed",
+        type=_arguments.seed,
+        default=0,
+        metavar="N",
+        help="seed of everything random (default: 0)",
+    )
     optimization = parser.add_argument_group(
         "optimization (default: the paper's; milder on digits)"
     )
@@ -82,8 +95,10 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     running.add_argument(
         "--checkpoint-every", type=int, default=1000, metavar="N", help="steps (default: 1000)"
     )
-    running.add_argument("--max-seconds", type=float, metavar="S", help="stop after S seconds")
-    _arguments.add_output(parser, "run")
+    running.add_argument(
+        "--max-seconds", type=_arguments.seconds, metavar="S", help="stop after S seconds"
+    )
+    _output.add_output(parser, "run")
     parser.set_defaults(run=run)
 
 
@@ -108,12 +123,9 @@ def run(arguments: argparse.Namespace) -> int:
             progress=_arguments.show_progress(arguments),
         )
         if process.is_first:
-            if arguments.out:
-                result.save(arguments.out)
-            print(result.summary())
-            if arguments.plot:
-                _arguments.use_headless_backend()
-                _arguments.write_figure(result.history.plot_stable_rank(), arguments.plot)
+            _output.deliver(
+                arguments, result.summary, save=result.save, plot=result.history.plot_stable_rank
+            )
     return {"finished": 0, "interrupted": 130}.get(result.status, 3)
 
 

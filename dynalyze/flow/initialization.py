@@ -11,6 +11,7 @@ from dynalyze.errors import InvalidInputError
 from dynalyze.flow.coordinates import LogCoordinates
 
 _LOG_10 = float(np.log(10))
+_LOWEST_LOG10_ALPHA = -1e290
 _MOST_NAMED = 10  # coordinates listed in an error
 
 
@@ -35,7 +36,7 @@ class Initialization:
     ------
     InvalidInputError
         If the shapes differ, a weight is not finite, |u0_i| = |v0_i| for some i, or
-        `log10_alpha` is not a negative number.
+        `log10_alpha` is not a negative number, or below -1e290.
 
     Examples
     --------
@@ -68,6 +69,11 @@ class Initialization:
             raise InvalidInputError(
                 f"log10_alpha={log10_alpha} must be negative and finite: it is log10 of the scale "
                 "α < 1 of the initial weights; log10_alpha=-8 stands for α = 1e-8"
+            )
+        if log10_alpha < _LOWEST_LOG10_ALPHA:
+            raise InvalidInputError(
+                f"log10_alpha={log10_alpha:g} must be at least {_LOWEST_LOG10_ALPHA:g}: times are "
+                "log(1/α) times numbers of order 1 and beyond, and would overflow"
             )
         object.__setattr__(self, "u0", u0)
         object.__setattr__(self, "v0", v0)

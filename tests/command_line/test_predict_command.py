@@ -164,7 +164,10 @@ def test_missing_folders_are_refused_before_the_work(data_file, monkeypatch, cap
     path, *_ = data_file
     monkeypatch.setattr(algorithm, "limit_point", None)
     assert main(["predict", "--data", str(path), option, "missing/file.npz"]) == 2
-    assert f"{option} missing/file.npz: there is no such folder" in capsys.readouterr().err
+    assert (
+        f"{option} missing/file.npz cannot be written: there is no such folder"
+        in capsys.readouterr().err
+    )
 
 
 def test_unknown_figure_formats_are_refused_before_the_work(data_file, monkeypatch, capsys):

@@ -1,5 +1,6 @@
 """``dynalyze simulate`` and ``dynalyze compare`` as a user types them."""
 
+import json
 import re
 
 import numpy as np
@@ -21,6 +22,14 @@ def data(tmp_path, monkeypatch):
     y = X @ np.array([2.0, -1.0, 0.4])
     np.savez("data.npz", X=X, y=y)
     return X, y
+
+
+def exit_code(arguments):
+    """The command's exit code, whether it returns or raises it."""
+    try:
+        return main(arguments)
+    except SystemExit as ended:
+        return ended.code
 
 
 def expected(data):
@@ -97,7 +106,7 @@ def test_compare_with_a_saved_training_run(data, capsys):
         (["simulate", "--data", "data.npz", *ALPHA, "--method", "Euler"], "method='Euler' is not"),
         (["simulate", "--data", "data.npz", *ALPHA, "--tol", "3"], "tol=3.0 must be between"),
         (["simulate", "--data", "data.npz", *ALPHA, "--until", "-1"], "until=-1.0 must be"),
-        (["simulate", "--data", "data.npz", *ALPHA, "--threshold", "0"], "threshold=0.0 must be"),
+        (["simulate", "--data", "data.npz", *ALPHA, "--threshold", "0"], "'0' must be positive"),
         (["compare"], "give either two files"),
         (["compare", "a.npz", "--data", "data.npz"], "give either two files"),
         (["compare", "a.npz"], "1 files were given: give two"),
@@ -107,7 +116,7 @@ def test_compare_with_a_saved_training_run(data, capsys):
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(data, capsys, arguments, message):
-    code = main([*arguments, "--quiet"])
+    code = exit_code([*arguments, "--quiet"])
     error = capsys.readouterr().err
     assert code == 2
     assert error.startswith(f"dynalyze {arguments[0]}: error: ")
@@ -155,3 +164,42 @@ def test_an_interrupted_simulation_is_printed_and_exits_with_130(data, monkeypat
     captured = capsys.readouterr()
     assert "status: interrupted" in captured.out
     assert captured.err == "dynalyze simulate: interrupted\n"
+
+
+def test_simulate_prints_json(data, capsys):
+    options = ["--data", "data.npz", *ALPHA, "--until-rescaled", "3"]
+    assert main(["simulate", *options, "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    init = Initialization.gaussian(3, log10_alpha=-60, rng=4)
+    run = simulate(DiagonalLinear(3), data, init, until_rescaled=3)
+    times, coordinates, directions = run.crossings(0.05)
+    assert [c["t"] for c in result["crossings"]] == times.tolist()
+    assert [c["coordinate"] for c in result["crossings"]] == coordinates.tolist()
+    assert [c["direction"] for c in result["crossings"]] == directions.tolist()
+    assert [c["sign"] for c in result["crossings"]] == [1, -1, 1]
+    assert result["crossings"][1]["product"] == "theta[1]"
+    assert result["theta_end"] == run.theta[-1].tolist()
+    assert result["final_loss"] == run.losses[-1]
+    assert (result["status"], result["log10_alpha"]) == ("finished", -60)
+
+
+def test_compare_prints_json(data, capsys):
+    prediction, trajectory = expected(data)
+    assert main(["compare", "--data", "data.npz", *ALPHA, "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    comparison = compare(prediction, trajectory)
+    for name in ("measured", "predicted", "leading"):
+        assert [s[name] for s in result["stages"]] == getattr(comparison, name).tolist()
+    assert [stage["coordinate"] for stage in result["stages"]] == [0, 1, 2]
+    assert [stage["outcome"] for stage in result["stages"]] == ["matched"] * 3
+    assert (result["inversions"], result["extra"]) == ([], [])
+
+
+def test_files_are_written_even_if_the_table_cannot_be_made(data, monkeypatch, capsys):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Trajectory, "crossings", interrupted)
+    options = ["--data", "data.npz", *ALPHA, "--until-rescaled", "3"]
+    assert main(["simulate", *options, "--out", "run.npz", "--plot", "run.png"]) == 130
+    assert Trajectory.load("run.npz").status == "finished"

@@ -1,0 +1,115 @@
+"""What a subcommand leaves: files, then a table or JSON."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from dynalyze._atomic_file import replacing, writable_target
+from dynalyze.cli._console import show
+from dynalyze.errors import InvalidInputError, SavedFileError
+
+
+def add_output(parser: argparse.ArgumentParser, what: str = "") -> None:
+    """Declare ``--out`` (if there is a `what` to save), ``--plot`` and ``--quiet``."""
+    group = parser.add_argument_group("output")
+    if what:
+        group.add_argument("--out", metavar="FILE.npz", help=f"save the {what}, to be loaded again")
+    group.add_argument("--plot", metavar="FILE", help="write a figure (.png, .pdf, .svg)")
+    group.add_argument("--quiet", action="store_true", help="no progress bar")
+
+
+def add_json(parser: argparse.ArgumentParser) -> None:
+    """Declare ``--json``."""
+    parser.add_argument("--json", action="store_true", help="print JSON instead of the table")
+
+
+def check_output(arguments: argparse.Namespace) -> None:
+    """Refuse before the work begins, not after it, what cannot be written."""
+    targets = {}
+    for option in ("out", "plot"):
+        if path := getattr(arguments, option, None):
+            try:
+                targets[option] = writable_target(path)
+            except SavedFileError as error:
+                raise InvalidInputError(f"--{option} {error}") from error
+    if len(set(targets.values())) < len(targets):
+        raise InvalidInputError(
+            f"--out {arguments.out} and --plot {arguments.plot} are one file: name two"
+        )
+    if path := getattr(arguments, "plot", None):
+        _figure_format(path)
+
+
+def _figure_format(path: str) -> str:
+    from matplotlib import rcParams
+    from matplotlib.backend_bases import FigureCanvasBase
+
+    known = FigureCanvasBase.get_supported_filetypes()
+    suffix = Path(path).suffix.removeprefix(".").lower()
+    if suffix and suffix not in known:
+        raise InvalidInputError(
+            f"--plot {path}: figures cannot be written as .{suffix}; use one of "
+            + ", ".join(f".{name}" for name in sorted(known))
+        )
+    return suffix or str(rcParams["savefig.format"])
+
+
+def deliver(
+    arguments: argparse.Namespace,
+    text: Callable[[], str],
+    *,
+    save: Callable[[str], None] | None = None,
+    plot: Callable[[], Any],
+) -> None:
+    """Write the files that were asked for, then print: a console may end the command.
+
+    Parameters
+    ----------
+    arguments : Namespace
+        With ``plot``, and with ``out`` if there is something to save.
+    text : callable
+        Returns what is to be printed, which happens even if a file cannot be written.
+    save : callable, optional
+        ``save(path)`` writes the result.
+    plot : callable
+        Returns Axes.
+    """
+    try:
+        if save is not None and arguments.out:
+            save(arguments.out)
+        if arguments.plot:
+            import matplotlib as mpl
+
+            mpl.use("Agg")  # draws to files only, also where there is no display
+            _write_figure(plot(), arguments.plot)
+    finally:
+        show(text())
+
+
+def as_json(result: Any) -> str:
+    """JSON of dicts, sequences, arrays and numbers; what is not finite becomes null."""
+    return json.dumps(_plain(result), indent=2, allow_nan=False)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(name): _plain(item) for name, item in value.items()}
+    if hasattr(value, "tolist"):
+        return _plain(value.tolist())
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def _write_figure(ax: Any, path: str) -> None:
+    # A name without a suffix gets one, as matplotlib itself does it.
+    kind = _figure_format(path)
+    with replacing(path if Path(path).suffix else f"{path}.{kind}") as file:
+        ax.figure.savefig(file, dpi=150, format=kind)
