@@ -1,5 +1,6 @@
 """Warnings that point at the caller's line, however deep in the library they arise."""
 
+import contextlib
 import importlib
 import sys
 import warnings
@@ -24,7 +25,9 @@ def warn(message: str, category: type[Warning]) -> None:
         if "importlib" in file and "_bootstrap" in file:  # `warnings` does not count these either
             continue
         level += 1
-        # Methods that dataclasses generate are in no file; modules are loaded on use by importlib.
-        if not file.startswith(_PACKAGE) and file not in ("<string>", importlib.__file__):
+        # Methods that dataclasses generate are in no file; modules are loaded on use by importlib,
+        # and contextlib makes decorators.
+        between = ("<string>", importlib.__file__, contextlib.__file__)
+        if not file.startswith(_PACKAGE) and file not in between:
             break
     warnings.warn(message, category, stacklevel=level)

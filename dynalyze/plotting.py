@@ -89,7 +89,8 @@ def plot_trajectory(run: Trajectory | RecordedRun, ax: Axes | None = None) -> Ax
     first = [int(np.argmax(np.abs(theta[:, i]) > 0.5 * size[i])) for i in visible]
     order = [int(i) for _, i in sorted(zip(first, visible, strict=True))]
     panels.time_axis(t[first] / unit, stop / unit)
-    panels.top.plot(run.t_rescaled, run.losses, color="black", linewidth=1.5)
+    known = ~np.isnan(run.losses)
+    panels.top.plot(run.t_rescaled[known], run.losses[known], color="black", linewidth=1.5)
     for rank, i in enumerate(order):
         style = panels.style(rank, len(order), run.product_names[i])
         panels.bottom.plot(t / unit, theta[:, i], **style)
@@ -120,7 +121,10 @@ def plot_comparison(comparison: Comparison, ax: Axes | None = None) -> Axes:
     run, prediction = comparison.run, comparison.prediction
     unit = run.init.log_inverse_alpha
     start, end = run.t[0] / unit, run.t[-1] / unit
-    panels.top.plot(run.t / unit, run.losses, color="C0", linewidth=1.5, label="measured")
+    known = ~np.isnan(run.losses)
+    panels.top.plot(
+        run.t[known] / unit, run.losses[known], color="C0", linewidth=1.5, label="measured"
+    )
     # The stages in the order that is predicted at this α, as far as the run goes.
     order = np.argsort(comparison.best, kind="stable")
     edges = np.concatenate([[start], comparison.best[order] / unit])

@@ -7,6 +7,7 @@ import warnings
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from dynalyze._interrupts import held, interruptible
 from dynalyze.cli import _arguments, _output
 from dynalyze.errors import InvalidInputError, StagesOverlapWarning
 
@@ -42,14 +43,16 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.set_defaults(run=run)
 
 
+@held()
+@interruptible()
 def run(arguments: argparse.Namespace) -> int:
     """Compare, print, and write what was asked for."""
     from dynalyze.checks.comparison import compare
 
     if arguments.files and arguments.data is None:
-        prediction, trajectory, complete = *_load(arguments.files), True
+        prediction, trajectory, code = *_load(arguments.files), 0
     elif arguments.data is not None and not arguments.files:
-        prediction, trajectory, complete = _compute(arguments)
+        prediction, trajectory, code = _compute(arguments)
     else:
         raise InvalidInputError(
             "give either two files, PREDICTION.npz RUN.npz, or --data with --log10-alpha"
@@ -60,7 +63,7 @@ def run(arguments: argparse.Namespace) -> int:
         lambda: _output.as_json(_parts(comparison)) if arguments.json else comparison.summary(),
         plot=comparison.plot,
     )
-    return 0 if complete else 3
+    return code
 
 
 def _parts(comparison: Comparison) -> dict[str, Any]:
@@ -114,8 +117,8 @@ def _load(files: list[str]) -> tuple[StagePrediction, Run]:
     return prediction, Trajectory.load(files[1])
 
 
-def _compute(arguments: argparse.Namespace) -> tuple[StagePrediction, Run, bool]:
-    """Prediction, simulation, and whether both came to their end."""
+def _compute(arguments: argparse.Namespace) -> tuple[StagePrediction, Run, int]:
+    """Prediction, simulation, and the exit code, which says whether both came to their end."""
     from dynalyze.flow.simulate import simulate
     from dynalyze.stages import Status, predict_stages
 
@@ -147,4 +150,7 @@ def _compute(arguments: argparse.Namespace) -> tuple[StagePrediction, Run, bool]
         tol=arguments.tol,
         progress=_arguments.show_progress(arguments),
     )
-    return prediction, trajectory, prediction.status is Status.CONVERGED and trajectory.success
+    if trajectory.status == "interrupted":
+        return prediction, trajectory, 130
+    complete = prediction.status is Status.CONVERGED and trajectory.success
+    return prediction, trajectory, 0 if complete else 3

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, Any
 
+from dynalyze._interrupts import held, interruptible
 from dynalyze.cli import _arguments, _output
 
 if TYPE_CHECKING:
@@ -35,6 +36,8 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.set_defaults(run=run)
 
 
+@held()
+@interruptible()
 def run(arguments: argparse.Namespace) -> int:
     """Predict, print, and write what was asked for."""
     from dynalyze.stages import Status, predict_stages

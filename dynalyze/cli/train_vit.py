@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, Any
 
+from dynalyze._interrupts import held, interruptible
 from dynalyze.cli import _arguments, _output
 
 if TYPE_CHECKING:
@@ -102,6 +103,8 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.set_defaults(run=run)
 
 
+@held()
+@interruptible()
 def run(arguments: argparse.Namespace) -> int:
     """Train, print the summary, and write what was asked for."""
     from dynalyze.training import process_group

@@ -249,14 +249,10 @@ class DenseOutputBuilder:
         sufficient = np.flatnonzero(errors <= tol)
         return _DEGREES[sufficient[0]] if sufficient.size else _HIGHEST
 
-    def build(self, t_end: float) -> DenseOutput:
-        """Return the pieces up to flow time `t_end`, the end of a step."""
-        # An interrupt may have left a piece half added: values come last.
-        m = len(self._values)
-        breaks = np.array(self._breaks[: m + 1])
-        m = int(np.count_nonzero(breaks[1:] <= t_end))
-        breaks, degrees = breaks[: m + 1], np.array(self._degrees[:m], dtype=np.int64)
-        values = self._values[:m]
+    def build(self) -> DenseOutput:
+        """Return the pieces of all steps so far."""
+        breaks, degrees = np.array(self._breaks), np.array(self._degrees, dtype=np.int64)
+        values = self._values
         if self._start is not None and len(self._start.degrees):
             breaks = np.concatenate([self._start.breaks[:-1], breaks])
             degrees = np.concatenate([self._start.degrees, degrees])

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 import dynalyze
+from dynalyze._interrupts import deliver, delivering, interruptible, take
 from dynalyze._typing import FloatArray
 from dynalyze.errors import FlowError
 from dynalyze.flow.dense_output import DenseOutputBuilder
@@ -105,7 +106,8 @@ class Run:
                 t_bound=np.inf if self.t_bound is None else self.t_bound,
                 tol=self.tol,
             )
-            return self._steps(stepper, bar)
+            with delivering():
+                return self._steps(stepper, bar)
         except FlowError as error:
             return "failed", self.counted.complaint or str(error)
         except KeyboardInterrupt:
@@ -131,7 +133,8 @@ class Run:
                 return ended
             if self.counted.nfev >= self.loss_checked + _LOSS_EVERY:
                 self._check_loss()
-            if self.callback is not None and self.callback(self._state(theta)):
+            deliver()
+            if self._stopped(theta):
                 return "callback", f"stopped by the callback at flow time {t:.6g}; {_CONTINUE}"
             if t == self.t_bound:
                 self._check_loss()
@@ -144,6 +147,12 @@ class Run:
             f"max_steps={self.max_steps} were made up to flow time {self.t[-1]:.6g}: try a larger "
             f"max_steps or tol. {self.stationary.hint()}{_CONTINUE}"
         )
+
+    def _stopped(self, theta: FloatArray) -> bool:
+        if self.callback is None:
+            return False
+        with interruptible():
+            return bool(self.callback(self._state(theta)))
 
     def _diverged(self, theta: FloatArray) -> tuple[str, str] | None:
         i = int(np.argmax(np.abs(theta)))
@@ -186,15 +195,16 @@ class Run:
     def trajectory(self, status: str, message: str, *, loss: str) -> Trajectory:
         """Collect the result, the part before `start` included."""
         before = self.start
-        # Ctrl-C may come between the appends to two lists.
-        n = min(len(self.t), len(self.z))
-        t, z = np.array(self.t[:n]), np.array(self.z[:n])
+        t, z = np.array(self.t), np.array(self.z)
         if before is not None:
             t, z = np.concatenate([before.t, t[1:]]), np.concatenate([before.z, z[1:]])
+        dense = self.builder.build()
+        if take() and status != "interrupted":
+            status, message = "interrupted", f"interrupted at its end: {message}"
         return Trajectory(
             t=t,
             z=z,
-            dense=self.builder.build(t[-1]),
+            dense=dense,
             init=self.init,
             product_names=tuple(self.objective.product_names),
             nfev=self.counted.nfev + (before.nfev if before else 0),

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 from tqdm.auto import tqdm
 
+from dynalyze._interrupts import held
 from dynalyze._typing import ArrayLike, Data
 from dynalyze.errors import InvalidInputError
 from dynalyze.flow.driver import METHODS, FlowState, Run
@@ -18,6 +19,7 @@ from dynalyze.models.protocol import Model, Objective
 _SAME_LOSS = 1e-6  # relative difference of losses that another device or order of sums may make
 
 
+@held()
 def simulate(
     model: Model | Objective,
     data: Data = None,

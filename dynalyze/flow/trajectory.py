@@ -7,12 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from dynalyze._interrupts import arrived, delivering, held
 from dynalyze._saved_files import load_saved, write_saved
 from dynalyze._saved_schema import Array, ListOf, Schema
 from dynalyze._typing import ArrayLike, FloatArray, IntArray
 from dynalyze.errors import InvalidInputError
 from dynalyze.flow.dense_output import DenseOutput
 from dynalyze.flow.initialization import Initialization
+from dynalyze.models.counted import CountedObjective
 from dynalyze.models.protocol import Objective
 
 if TYPE_CHECKING:
@@ -96,10 +98,17 @@ class Trajectory:
 
     @cached_property
     def losses(self) -> FloatArray:
-        """Loss at the steps, shape (n_steps + 1,); evaluated when first asked for."""
-        if self.saved_losses is not None:
-            return self.saved_losses
-        return np.array([self._objective().value(theta) for theta in self.theta])
+        """Loss at the steps, shape (n_steps + 1,); evaluated when first asked for.
+
+        In a trajectory loaded without its objective it is NaN where Ctrl-C came before `save`
+        had evaluated it.
+        """
+        saved = self.saved_losses
+        if saved is not None and (self.objective is None or np.isfinite(saved).all()):
+            return saved
+        with held(), delivering():
+            objective = CountedObjective(self._objective())
+            return np.array([objective.value(theta) for theta in self.theta])
 
     def z_at(self, t: ArrayLike) -> FloatArray:
         """Log coordinates at flow times `t`, shape (*t.shape, p)."""
@@ -121,10 +130,11 @@ class Trajectory:
         InvalidInputError
             If the trajectory was loaded without its objective.
         """
-        objective = self._objective()
+        objective = CountedObjective(self._objective())
         theta = self.theta_at(t)
         flat = theta.reshape(-1, theta.shape[-1])
-        return np.array([objective.value(row) for row in flat]).reshape(theta.shape[:-1])
+        with held(), delivering():
+            return np.array([objective.value(row) for row in flat]).reshape(theta.shape[:-1])
 
     def crossings(self, threshold: float) -> tuple[FloatArray, IntArray, IntArray]:
         """Every time at which some |θ_i| crosses a threshold, located on the dense output.
@@ -161,8 +171,12 @@ class Trajectory:
 
         return plot_trajectory(self, ax=ax)
 
+    @held()
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write everything but the objective to a file, which `load` reads back exactly.
+
+        Ctrl-C ends the evaluation of the losses; the file is written, and holds those at both
+        ends and as many as were found.
 
         Parameters
         ----------
@@ -172,7 +186,7 @@ class Trajectory:
         arrays = {
             "t": self.t,
             "z": self.z,
-            "losses": self.losses,
+            "losses": self._losses_to_save(),
             "breaks": self.dense.breaks,
             "degrees": self.dense.degrees,
             "node_values": self.dense.node_values,
@@ -229,6 +243,19 @@ class Trajectory:
             )
 
         return load_saved(path, _SCHEMA, build)
+
+    def _losses_to_save(self) -> FloatArray:
+        if self.saved_losses is not None or "losses" in vars(self):
+            return self.losses
+        objective, n = CountedObjective(self._objective()), len(self.t)
+        losses = np.full(n, np.nan)
+        # From coarse to fine, for an interrupted curve to have all of its shape.
+        strides = [2**k for k in range(n.bit_length(), -1, -1)]
+        for i in dict.fromkeys([0, n - 1, *(i for s in strides for i in range(0, n, s))]):
+            if arrived() and i not in (0, n - 1):
+                break
+            losses[i] = objective.value(self.theta[i])
+        return losses
 
     def _objective(self) -> Objective:
         if self.objective is None:

@@ -168,6 +168,8 @@ class AttentionHeadObjective:
     added in order, so that every result is the same for any number of threads.
     """
 
+    compiled = True
+
     def __init__(
         self, model: AttentionHead, X: FloatArray, y: FloatArray, weight: FloatArray
     ) -> None:

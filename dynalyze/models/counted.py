@@ -1,11 +1,20 @@
-"""An objective that counts how often it is evaluated."""
+"""An objective that counts how often it is evaluated, and lets Ctrl-C in between."""
 
+from collections.abc import Callable
+from typing import ParamSpec, TypeVar
+
+from dynalyze._interrupts import deliver, evaluate
 from dynalyze._typing import FloatArray, IntArray
 from dynalyze.models.protocol import Objective
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 class CountedObjective:
     """Objective that passes every call on and counts it, so that work can be compared.
+
+    Before each call a Ctrl-C that `dynalyze._interrupts` holds is delivered.
 
     Parameters
     ----------
@@ -14,6 +23,8 @@ class CountedObjective:
 
     Attributes
     ----------
+    compiled : bool
+        Whether the calls run kernels of the library, which no signal may end.
     nfev : int
         Evaluations of the loss, of the field g, or of both at once.
     nhev : int
@@ -24,6 +35,7 @@ class CountedObjective:
 
     def __init__(self, objective: Objective) -> None:
         self.objective = objective
+        self.compiled: bool = getattr(objective, "compiled", False)
         self.nfev = 0
         self.nhev = 0
         self.nhcol = 0
@@ -46,20 +58,26 @@ class CountedObjective:
     def value(self, theta: FloatArray) -> float:
         """Loss L(θ); θ has shape (p,)."""
         self.nfev += 1
-        return self.objective.value(theta)
+        return self._evaluate(self.objective.value, theta)
 
     def field(self, theta: FloatArray) -> FloatArray:
         """Field g(θ) of eq. (4), shape (p,)."""
         self.nfev += 1
-        return self.objective.field(theta)
+        return self._evaluate(self.objective.field, theta)
 
     def value_and_field(self, theta: FloatArray) -> tuple[float, FloatArray]:
         """Return L(θ) and g(θ) together, counted once."""
         self.nfev += 1
-        return self.objective.value_and_field(theta)
+        return self._evaluate(self.objective.value_and_field, theta)
 
     def hessian_columns(self, theta: FloatArray, indices: IntArray) -> FloatArray:
         """Columns ∂²L/∂θ∂θ_i for i in `indices`; shape (p, len(indices))."""
         self.nhev += 1
         self.nhcol += len(indices)
-        return self.objective.hessian_columns(theta, indices)
+        return self._evaluate(self.objective.hessian_columns, theta, indices)
+
+    def _evaluate(self, call: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+        if not self.compiled:
+            return evaluate(call, *args, **kwargs)
+        deliver()
+        return call(*args, **kwargs)

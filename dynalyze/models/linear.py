@@ -105,6 +105,7 @@ class DiagonalLinear:
 class DiagonalLinearObjective:
     """L(θ) = ½ Σ_s w_s (y_s − ⟨x_s, θ⟩)², with its field and its constant Hessian."""
 
+    compiled = True
     X: FloatArray  # (n_samples, p)
     y: FloatArray  # (n_samples,)
     weights: FloatArray  # (n_samples,), the loss's factor included

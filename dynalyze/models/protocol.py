@@ -22,6 +22,8 @@ class Objective(Protocol):
 
     An objective may also have ``field_units``, shape (p,): the size that each g_i has by the units
     of its data alone. A field counts as zero by its ratio to them; see `relative_field_units`.
+    One whose calls run Numba kernels may say so by ``compiled = True``: Ctrl-C never ends such a
+    call, as a second one does where a call in Python takes long.
     """
 
     @property

@@ -206,6 +206,7 @@ class SymbolicModel:
 class SymbolicObjective:
     """Loss, field and Hessian columns of a `SymbolicModel` on data; see `SymbolicModel.bind`."""
 
+    compiled = True
     product_names: tuple[str, ...]  # (p,)
     X: FloatArray  # (n_samples, n_inputs)
     y: FloatArray  # (n_samples, n_targets)

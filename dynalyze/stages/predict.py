@@ -1,7 +1,6 @@
 """`predict_stages`: what will be learned, in which order and when, before any training."""
 
 import time
-import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -9,7 +8,9 @@ from typing import Any
 import numpy as np
 from tqdm.auto import tqdm
 
+from dynalyze._interrupts import delivering, held, interruptible, take
 from dynalyze._typing import ArrayLike, Data, FloatArray
+from dynalyze._warn import warn
 from dynalyze.errors import InvalidInputError, StagesOverlapWarning
 from dynalyze.flow.coordinates import BalancedCoordinates
 from dynalyze.flow.initialization import Initialization, check_initialization
@@ -32,6 +33,7 @@ _MOST_FINITE = 2  # stages at a finite α, in units of those of the limit
 _STATIONARY = 1e-10  # |g| on the support at a limit point, relative to max|g(0)|
 
 
+@held()
 def predict_stages(
     model: Model | Objective,
     data: Data = None,
@@ -129,10 +131,12 @@ def predict_stages(
             bar.update()
             bar.set_postfix(loss=f"{stage.transition.end.value:.3g}", refresh=False)
             if callback is not None:
-                callback(stage)
+                with interruptible():
+                    callback(stage)
 
         try:
-            ending = recurse(origin, clock, transitions, limits, names, record)
+            with delivering():
+                ending = recurse(origin, clock, transitions, limits, names, record)
         except KeyboardInterrupt:
             ending = Ending(Status.INTERRUPTED, "interrupted; the stages before that are kept")
             limits = replace(limits, deadline=started)  # jump times of what is known, no more
@@ -160,11 +164,13 @@ def predict_stages(
         "max_stages": max_stages,
         "field_tolerance": field_tolerance,
     }
-    log_scales = log_scales[: len(stages) + 1]  # an interrupt may fall between the two
     prediction = _collect(
         origin, stages, log_scales, names, ending, stats, limits, finite, configuration, bound
     )
-    if init is not None and ending.status is not Status.INTERRUPTED:
+    if take() and ending.status is not Status.INTERRUPTED:
+        message = f"interrupted at its end: {ending.status}, {ending.message}"
+        prediction = replace(prediction, status=Status.INTERRUPTED, message=message)
+    if init is not None and prediction.status is not Status.INTERRUPTED:
         _warn_of_overlap(prediction, init.log10_alpha)
     return prediction
 
@@ -202,11 +208,11 @@ def _at_finite_scale(
     clock = FiniteScaleClock(init, ONSET * largest / units)
     interrupted = False
     try:
-        recurse(origin, clock, transitions, limits, names, stages.append)
+        with delivering():
+            recurse(origin, clock, transitions, limits, names, stages.append)
     except KeyboardInterrupt:
         interrupted = True
-    overlaps = clock.overlaps[: len(stages)]
-    return FiniteScaleStages.from_stages(stages, overlaps, init), interrupted
+    return FiniteScaleStages.from_stages(stages, clock.overlaps, init), interrupted
 
 
 def _warn_of_overlap(prediction: StagePrediction, log10_alpha: float) -> None:
@@ -214,12 +220,11 @@ def _warn_of_overlap(prediction: StagePrediction, log10_alpha: float) -> None:
     if not overlapping.size:
         return
     listed = ", ".join(map(str, overlapping[:10])) + (", …" if overlapping.size > 10 else "")
-    warnings.warn(
+    warn(
         f"α = 1e{log10_alpha:g} does not separate {overlapping.size} of {prediction.n_stages} "
         f"stages ({listed}): in them, or before them, two transitions overlap, and their order "
         "and jump times are less certain. For smaller α see log10_alpha_separated",
         StagesOverlapWarning,
-        stacklevel=3,
     )
 
 

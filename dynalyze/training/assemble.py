@@ -3,6 +3,7 @@
 import hashlib
 import platform
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy as np
 
 import dynalyze
 from dynalyze._collectives import world
+from dynalyze._interrupts import held, interruptible, take
 from dynalyze._torch import torch
 from dynalyze._typing import Data, IntArray
 from dynalyze._warn import warn
@@ -35,6 +37,8 @@ class LearningRateWarning(DynalyzeWarning):
     """The learning rate is too large: the run diverged, or does not follow the gradient flow."""
 
 
+@held()
+@interruptible()
 def run_all(
     model: object,
     data: Data,
@@ -110,9 +114,12 @@ def run_all(
         "torch": torch.__version__,
         "python": platform.python_version(),
     }
-    return tuple(
+    results = [
         _result(loop, run, start, options, configuration) for run, start in enumerate(starts)
-    )
+    ]
+    if take():
+        results = [_interrupted_at_its_end(result) for result in results]
+    return tuple(results)
 
 
 def _result(
@@ -172,6 +179,12 @@ def _result(
         message=message,
         configuration=configuration,
     )
+
+
+def _interrupted_at_its_end(run: TrainingRun) -> TrainingRun:
+    if run.status != "finished":
+        return run
+    return replace(run, status="interrupted", message=f"interrupted at its end: {run.message}")
 
 
 def _starting_weights(

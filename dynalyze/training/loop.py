@@ -1,15 +1,13 @@
 """The training loop: steps, records, guard, checkpoints. `train` is its public face."""
 
-import signal
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from dynalyze._collectives import all_reduce, world
+from dynalyze._interrupts import interruptible, take
 from dynalyze._torch import torch
 from dynalyze.errors import InvalidInputError
 from dynalyze.training.batches import Samples
@@ -80,7 +78,7 @@ class Loop:
             self._restore(folder)
             advance(self.step)
         started = time.monotonic()
-        with held_interrupts() as interrupts:
+        with interruptible():
             while self.step < self.n_steps and len(self.diverged_at) < len(self.records):
                 losses = self._one_step()
                 advance(1)
@@ -88,7 +86,7 @@ class Loop:
                     self._save(folder)
                 if self.step % self.check_every == 0:
                     late = max_seconds is not None and time.monotonic() - started > max_seconds
-                    if self._any_rank(bool(interrupts)):
+                    if self._any_rank(take()):
                         self.status = "interrupted"
                     elif max_seconds is not None and self._any_rank(late):
                         self.status = "max_seconds"
@@ -240,23 +238,3 @@ class Loop:
             shuffle.restore(state)
         self.engine.chunk = checkpoint.state["chunk"]
         self.step = checkpoint.step
-
-
-@contextmanager
-def held_interrupts() -> Iterator[list[int]]:
-    """Collect Ctrl-C instead of being torn out of a step; a second one is raised at once."""
-    received: list[int] = []
-    if threading.current_thread() is not threading.main_thread():
-        yield received
-        return
-
-    def hold(signum: int, frame: object) -> None:
-        if received:
-            raise KeyboardInterrupt
-        received.append(signum)
-
-    before = signal.signal(signal.SIGINT, hold)
-    try:
-        yield received
-    finally:
-        signal.signal(signal.SIGINT, before)

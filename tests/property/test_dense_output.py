@@ -23,7 +23,7 @@ def build(curve, joints, tol=1e-9):
     builder = DenseOutputBuilder(joints[0], curve(np.array(joints[0])), tol=tol)
     for left, right in pairwise(joints):
         builder.add(Curve(curve, left, right), right)
-    return builder.build(joints[-1])
+    return builder.build()
 
 
 def waves(amplitudes, rates, phases):

@@ -11,13 +11,13 @@ import numpy as np
 
 import dynalyze
 from dynalyze._collectives import all_reduce, world
+from dynalyze._interrupts import interruptible, take
 from dynalyze._torch import torch
 from dynalyze.errors import InvalidInputError
 from dynalyze.spectra.history import SpectraHistory
 from dynalyze.spectra.stored_weights import open_checkpoint
 from dynalyze.spectra.tracker import Tracker, track
 from dynalyze.training.checkpoints import latest_checkpoint
-from dynalyze.training.loop import held_interrupts
 from dynalyze.training.progress import progress_bar
 from dynalyze.training.vit.images import Images, VisionData, batches, epoch_order
 from dynalyze.training.vit.model import VisionTransformer, ViTShape
@@ -161,9 +161,9 @@ class Loop:
         progress: bool,
     ) -> None:
         """Train to the end, or until something stops it."""
-        started = time.monotonic()
+        started, interrupted = time.monotonic(), False
         with (
-            held_interrupts() as interrupts,
+            interruptible(),
             progress_bar(self.total, show=progress, initial=self.step) as bar,
         ):
             while self.step < self.total and self.status == "finished":
@@ -171,7 +171,8 @@ class Loop:
                 for loss in self._epoch(epoch, first):
                     bar(1)
                     late = max_seconds is not None and time.monotonic() - started > max_seconds
-                    self._watch(bool(interrupts), late, callback, loss)
+                    interrupted = interrupted or take()
+                    self._watch(interrupted, late, callback, loss)
                     if self.step % self.steps_per_epoch == 0 and self.status != "diverged":
                         self._end_epoch()
                     if self.status != "finished":

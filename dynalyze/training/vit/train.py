@@ -1,8 +1,10 @@
 """Training a vision transformer while its attention spectra are tracked."""
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
+from dynalyze._interrupts import held, interruptible, take
 from dynalyze._torch import torch
 from dynalyze.errors import InvalidInputError
 from dynalyze.training.vit.data import digits
@@ -13,6 +15,8 @@ from dynalyze.training.vit.options import ViTOptions
 from dynalyze.training.vit.run import ViTRun
 
 
+@held()
+@interruptible()
 def train_vit(
     data: VisionData | None = None,
     shape: ViTShape | None = None,
@@ -92,7 +96,11 @@ def train_vit(
     folder = None if checkpoint is None else Path(checkpoint)
     loop.begin(folder)
     loop.run(folder, checkpoint_every, keep_checkpoints, max_seconds, callback, progress=progress)
-    return loop.result()
+    result = loop.result()
+    if take() and result.status == "finished":
+        message = f"interrupted at its end: {result.message}"
+        result = replace(result, status="interrupted", message=message)
+    return result
 
 
 def _fitted(data: VisionData, shape: ViTShape | None) -> ViTShape:
