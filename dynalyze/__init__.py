@@ -10,6 +10,8 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from dynalyze import checks, datasets, models, symbolic
+    from dynalyze import spectra as spectra
+    from dynalyze import training as training
     from dynalyze.checks.assumptions import check_assumptions
     from dynalyze.checks.comparison import Comparison, compare
     from dynalyze.checks.report import AssumptionReport
@@ -52,8 +54,8 @@ _HOMES = {
     "predict_stages": "stages.predict",
     "simulate": "flow.simulate",
 }
-# Those that need torch are imported by name: dynalyze.spectra, dynalyze.training.
 _SUBPACKAGES = ("checks", "datasets", "models", "symbolic")
+_NEED_TORCH = ("spectra", "training")  # not in __all__: `import *` works without torch, quickly
 
 __all__ = [
     "AssumptionReport",
@@ -88,8 +90,13 @@ def __getattr__(name: str) -> Any:
         return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
     if name in _SUBPACKAGES:
         return import_module(f"{__name__}.{name}")
+    if name in _NEED_TORCH:
+        try:
+            return import_module(f"{__name__}.{name}")
+        except import_module(f"{__name__}.errors").MissingDependencyError as error:
+            raise AttributeError(str(error)) from error  # so that hasattr answers
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted(__all__)
+    return sorted([*__all__, *_NEED_TORCH])

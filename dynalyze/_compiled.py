@@ -5,12 +5,17 @@ from collections.abc import Callable
 from typing import Any
 
 import numba
+from numba.core import config
 
 from dynalyze._warn import warn
 from dynalyze.errors import KernelCacheWarning
 
+_SETTINGS: Any = config  # filled from the environment, which its types do not tell
 
-def njit(*, cache: bool = False, **options: Any) -> Callable[[Callable[..., Any]], Any]:
+
+def njit(
+    *, cache: bool = False, always: bool = False, **options: Any
+) -> Callable[[Callable[..., Any]], Any]:
     """`numba.njit` that does without its cache, with one warning, where there is no folder for it.
 
     Numba keeps compiled code beside the source, or in the user's cache folder, or in the folder
@@ -21,6 +26,9 @@ def njit(*, cache: bool = False, **options: Any) -> Callable[[Callable[..., Any]
     ----------
     cache : bool
         Whether to keep the compiled code.
+    always : bool
+        Whether to compile under NUMBA_DISABLE_JIT too: functions that use intrinsics, which have
+        no plain-Python form, and what they call.
     **options
         Of `numba.njit`.
 
@@ -31,7 +39,14 @@ def njit(*, cache: bool = False, **options: Any) -> Callable[[Callable[..., Any]
     """
 
     def compiled(function: Callable[..., Any]) -> Any:
-        dispatcher = numba.njit(**options)(function)
+        disabled, _SETTINGS.DISABLE_JIT = (
+            _SETTINGS.DISABLE_JIT,
+            _SETTINGS.DISABLE_JIT and not always,
+        )
+        try:
+            dispatcher = numba.njit(**options)(function)
+        finally:
+            _SETTINGS.DISABLE_JIT = disabled
         if cache and hasattr(dispatcher, "enable_caching"):  # it is plain Python without the JIT
             try:
                 dispatcher.enable_caching()

@@ -3,6 +3,7 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from dynalyze.errors import MissingDependencyError
 from dynalyze.models.attention_head import AttentionHead, AttentionHeadObjective
 from dynalyze.models.linear import DiagonalLinear, DiagonalLinearObjective
 from dynalyze.models.protocol import Model, Objective
@@ -37,5 +38,20 @@ _LOADED_ON_USE = {
 
 def __getattr__(name: str) -> Any:
     if name in _LOADED_ON_USE:
-        return getattr(import_module(f"{__name__}.{_LOADED_ON_USE[name]}"), name)
+        try:
+            return getattr(import_module(f"{__name__}.{_LOADED_ON_USE[name]}"), name)
+        except MissingDependencyError as error:
+            return _stand_in(name, str(error))
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def _stand_in(name: str, message: str) -> type:
+    """A class that says what is missing when it is used.
+
+    An error already on access would break `hasattr`, and ``from dynalyze.models import *``.
+    """
+
+    def refuse(*_arguments: object, **_options: object) -> None:
+        raise MissingDependencyError(message)
+
+    return type(name, (), {"__init__": refuse, "__module__": __name__})

@@ -14,7 +14,6 @@ and b: half of each is computed.
 
 from typing import Any
 
-from dynalyze._compiled import njit
 from dynalyze._typing import FloatArray, IntArray
 from dynalyze.models._vector_math import (
     LANES,
@@ -23,6 +22,7 @@ from dynalyze.models._vector_math import (
     aligned_zeros,
     exp,
     fma,
+    kernel,
     lane_sum,
     larger,
     load,
@@ -79,13 +79,13 @@ def gradient_workspace(n_tokens: int, d: int) -> FloatArray:
     return aligned_zeros((2 * n_tokens**2 + n_tokens * width + 3 * width + 2) * LANES)
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def n_tiles(n_tokens: int) -> int:
     """How many tiles of at most TILE tokens cover all of them."""
     return -(-n_tokens // TILE)
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def tile_bounds(n_tokens: int, part: int) -> tuple[int, int]:
     """First token and length of one of the `n_tiles` tiles, which are as equal as can be."""
     parts = n_tiles(n_tokens)
@@ -93,7 +93,7 @@ def tile_bounds(n_tokens: int, part: int) -> tuple[int, int]:
     return start, (part + 1) * n_tokens // parts - start
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def symmetric_products(out: int, x: int, scale: int, n_tokens: int, width: int) -> None:
     """out[a, b] = Σ_i scale_i x_ai x_bi for one block of samples; the arguments are addresses."""
     token = width * VECTOR_BYTES
@@ -113,7 +113,7 @@ def symmetric_products(out: int, x: int, scale: int, n_tokens: int, width: int) 
             store(out + b * row + a * VECTOR_BYTES, load(out + a * row + b * VECTOR_BYTES))
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def softmax_rows(A: int, n_tokens: int) -> None:
     """Replace the logits of one block by the attention weights."""
     row = n_tokens * VECTOR_BYTES
@@ -132,7 +132,7 @@ def softmax_rows(A: int, n_tokens: int) -> None:
             store(start + b * VECTOR_BYTES, load(start + b * VECTOR_BYTES) * inverse)
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def token_products(out: int, left: int, right: int, n_tokens: int, count: int) -> None:
     """out[a, b] = Σ_k left[a, k] right[b, k] for one block, both with `count` entries a row."""
     token = count * VECTOR_BYTES
@@ -151,7 +151,7 @@ def token_products(out: int, left: int, right: int, n_tokens: int, count: int) -
             )
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def residuals(
     r: int, y: int, A: int, x: int, q: int, dq: int, loss: int, n_tokens: int, width: int, tile: int
 ) -> None:
@@ -176,13 +176,13 @@ def residuals(
             )
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def add_product(where: int, factor: Any, other: int) -> None:
     """Add a vector times the vector at `other` to the one at `where`."""
     store(where, fma(factor, load(other), load(where)))
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def logit_gradient(D: int, A: int, omega: Any, n_tokens: int) -> None:
     """Replace D by ω E."""
     row = n_tokens * VECTOR_BYTES
@@ -196,7 +196,7 @@ def logit_gradient(D: int, A: int, omega: Any, n_tokens: int) -> None:
             store(D + here, load(A + here) * (load(D + here) - mean) * omega)
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def fold(E: int, n_tokens: int) -> None:
     """Add the entries above the diagonal to those below it."""
     row = n_tokens * VECTOR_BYTES
@@ -206,7 +206,7 @@ def fold(E: int, n_tokens: int) -> None:
             store(here, load(here) + load(E + b * row + a * VECTOR_BYTES))
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def add_pairs(out: int, E: int, x: int, n_tokens: int, width: int, tile: int, start: int) -> None:
     """Add Σ_{b ≤ a} E_ab x_ai x_bi, with E folded, to out[i] for i ≥ start, a multiple of tile."""
     token = width * VECTOR_BYTES
@@ -219,7 +219,7 @@ def add_pairs(out: int, E: int, x: int, n_tokens: int, width: int, tile: int, st
             contraction_triangle(out + here, tokens, weights, tokens, a, a, n_rows, tile)
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def loss_and_gradient(
     X: FloatArray,
     y: FloatArray,

@@ -17,7 +17,6 @@ columns only. A column in p costs about three quarters of a gradient, one in q a
 
 from typing import Any
 
-from dynalyze._compiled import njit
 from dynalyze._typing import FloatArray, IntArray
 from dynalyze.models._attention_gradient import (
     add_pairs,
@@ -34,6 +33,7 @@ from dynalyze.models._vector_math import (
     address,
     aligned_zeros,
     fma,
+    kernel,
     lane_sum,
     load,
     load_splat,
@@ -50,7 +50,7 @@ def hessian_workspace(n_tokens: int, width: int, n_p: int, n_q: int) -> FloatArr
     return aligned_zeros(size * LANES)
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def means(M: int, A: int, x: int, n_tokens: int, width: int, tile: int) -> None:
     """M = A X for one block of samples; all arguments but the sizes are addresses."""
     token = width * VECTOR_BYTES
@@ -65,7 +65,7 @@ def means(M: int, A: int, x: int, n_tokens: int, width: int, tile: int) -> None:
             gram_tile(out, left, right, n_tokens, n_rows, tile)
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def residual_terms(W: int, r: int, M: int, y: int, q: int, n_tokens: int, width: int) -> None:
     """W = 2 q ⊙ M − y and r = q ⊙ (q ⊙ M − y) for one block of samples."""
     for a in range(n_tokens):
@@ -78,7 +78,7 @@ def residual_terms(W: int, r: int, M: int, y: int, q: int, n_tokens: int, width:
             store(r + here, factor * residual)
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def center(D: int, A: int, n_tokens: int) -> None:
     """Replace D_ab by e_ab."""
     row = n_tokens * VECTOR_BYTES
@@ -92,7 +92,7 @@ def center(D: int, A: int, n_tokens: int) -> None:
             store(here, load(here) - mean)
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def weights_along(
     out: int, A: int, factor: int, x: int, M: int, k: int, omega: Any, n_tokens: int, width: int
 ) -> None:
@@ -109,7 +109,7 @@ def weights_along(
             store(out + at, common * load(A + at) * difference)
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def logit_gradient_along(D_dot: int, A_dot: int, A: int, e: int, n_tokens: int) -> None:
     """Replace Ḋ by Ė."""
     row = n_tokens * VECTOR_BYTES
@@ -125,7 +125,7 @@ def logit_gradient_along(D_dot: int, A_dot: int, A: int, e: int, n_tokens: int) 
             store(D_dot + at, fma(load(A + at), load(D_dot + at) - mean, own))
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def add_mean_terms(
     out: int, W: int, A_dot: int, x: int, n_tokens: int, width: int, tile: int
 ) -> None:
@@ -141,7 +141,7 @@ def add_mean_terms(
             contraction_tile(out + here, factors, weights, tokens, a, n_tokens, n_rows, tile)
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def add_squares(out: int, M: int, omega: Any, n_tokens: int, width: int) -> None:
     """Add ω Σ_a M_ai² to out[i]."""
     for i in range(width):
@@ -153,7 +153,7 @@ def add_squares(out: int, M: int, omega: Any, n_tokens: int, width: int) -> None
         store(here, fma(omega, total, load(here)))
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def hessian_columns(
     X: FloatArray,
     y: FloatArray,

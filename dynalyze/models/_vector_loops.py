@@ -7,6 +7,8 @@ from llvmlite import ir
 
 from dynalyze.models._vector_math import INT, VECTOR
 
+_CODE = 2**32  # a size as one number: rows times this, plus columns
+
 
 def integer(value: int) -> Any:
     return ir.Constant(INT, value)
@@ -59,24 +61,25 @@ def emit_sum_over(
 
 
 def emit_for_each_size(
+    context: Any,
     builder: Any,
     rows: Any,
     columns: Any,
     sizes: Sequence[tuple[int, int]],
     emit: Callable[[int, int], None],
 ) -> None:
-    """Emit a jump to ``emit(rows, columns)``, for the sizes listed."""
+    """Emit a jump to ``emit(rows, columns)``, for the sizes listed; others raise ValueError."""
     function = builder.function
     impossible = function.append_basic_block("tile.impossible")
     done = function.append_basic_block("tile.done")
-    code = builder.add(builder.mul(rows, integer(16)), columns)
+    code = builder.add(builder.mul(rows, integer(_CODE)), columns)
     switch = builder.switch(code, impossible)
     for n_rows, n_columns in sizes:
         block = function.append_basic_block(f"tile.{n_rows}x{n_columns}")
-        switch.add_case(integer(16 * n_rows + n_columns), block)
+        switch.add_case(integer(_CODE * n_rows + n_columns), block)
         builder.position_at_end(block)
         emit(n_rows, n_columns)
         builder.branch(done)
     builder.position_at_end(impossible)
-    builder.unreachable()
+    context.call_conv.return_user_exc(builder, ValueError, ("there is no tile of this size",))
     builder.position_at_end(done)

@@ -13,16 +13,29 @@ import operator
 from collections.abc import Callable
 from typing import Any
 
-import llvmlite.binding
 import numpy as np
 from llvmlite import ir
-from numba.core import types
+from numba.core import config, types
+from numba.core.codegen import get_host_cpu_features
 from numba.core.typing.templates import ConcreteTemplate, infer_global, signature
 from numba.extending import intrinsic, lower_builtin, models, register_model
 
+from dynalyze._compiled import njit
 from dynalyze._typing import FloatArray
 
-WIDE = bool(llvmlite.binding.get_host_cpu_features().get("avx512f", False))
+
+def _cpu_features() -> list[str]:
+    """Features of the processor that Numba compiles for, such as ``"+avx512f"``.
+
+    Those of the host, if LLVM knows them, unless NUMBA_CPU_FEATURES, NUMBA_CPU_NAME=generic or
+    NUMBA_ENABLE_AVX=0 says otherwise.
+    """
+    settings: Any = config  # filled from the environment, which its types do not tell
+    chosen = settings.CPU_FEATURES
+    return str(get_host_cpu_features() if chosen is None else chosen).split(",")
+
+
+WIDE = "+avx512f" in _cpu_features()
 LANES = 8 if WIDE else 4
 VECTOR_BYTES = 8 * LANES
 
@@ -110,6 +123,10 @@ def emit_store(builder: Any, where: Any, value: Any) -> None:
 
 def emit_load_splat(builder: Any, where: Any) -> Any:
     return emit_splat(builder, builder.load(builder.inttoptr(where, DOUBLE.as_pointer()), align=8))
+
+
+# A kernel of these instructions, which have no plain-Python form.
+kernel = njit(cache=True, nogil=True, always=True)
 
 
 def instruction(define: Callable[..., Any]) -> Any:

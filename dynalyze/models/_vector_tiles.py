@@ -84,7 +84,7 @@ def _gram(scaled: bool, triangle: bool) -> Any:
                 where = emit_move(builder, emit_move(builder, out[0], out[1], r), out[2], c)
                 emit_store(builder, where, value)
 
-        emit_for_each_size(builder, rows, columns, sizes, emit)
+        emit_for_each_size(context, builder, rows, columns, sizes, emit)
         return context.get_dummy_value()
 
     return generate
@@ -189,7 +189,7 @@ def residual_tile(
                 emit_store(builder, place, slope)
             emit_store(builder, loss, total)
 
-        emit_for_each_size(builder, rows, columns, _feature_sizes, emit)
+        emit_for_each_size(context, builder, rows, columns, _feature_sizes, emit)
         return context.get_dummy_value()
 
     return types.void(*[_view_type] * 4, *[_number] * 6), generate
@@ -222,7 +222,7 @@ def _contraction(triangle: bool) -> Any:
                     total = emit_fma(builder, sums[r * n_columns + c], factor, total)
                 emit_store(builder, place, total)
 
-        emit_for_each_size(builder, rows, columns, _feature_sizes, emit)
+        emit_for_each_size(context, builder, rows, columns, _feature_sizes, emit)
         return context.get_dummy_value()
 
     return generate
