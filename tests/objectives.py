@@ -34,6 +34,40 @@ class Quadratic:
         return self.hessian[:, indices]
 
 
+class OnlyObjective:
+    """Another objective without what else it knows of itself: its limits take the flow."""
+
+    def __init__(self, objective):
+        self.n_products = objective.n_products
+        self.product_names = objective.product_names
+        self.value = objective.value
+        self.field = objective.field
+        self.value_and_field = objective.value_and_field
+        self.hessian_columns = objective.hessian_columns
+
+
+class Power:
+    """L(a) = (1 − a)^m of one product: a minimum at 1 for even m, an inflection for odd m."""
+
+    n_products, product_names = 1, ("a",)
+
+    def __init__(self, exponent):
+        self.exponent = exponent
+
+    def value(self, theta):
+        return float((1 - theta[0]) ** self.exponent)
+
+    def field(self, theta):
+        return self.exponent * (1 - theta) ** (self.exponent - 1)
+
+    def value_and_field(self, theta):
+        return self.value(theta), self.field(theta)
+
+    def hessian_columns(self, theta, indices):
+        m = self.exponent
+        return np.full((1, len(indices)), m * (m - 1) * (1 - theta[0]) ** (m - 2))
+
+
 class Transformed:
     """Another objective, its coordinates permuted and their signs flipped: θ_i = s_i θ'_{π_i}."""
 

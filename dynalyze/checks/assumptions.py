@@ -19,8 +19,8 @@ from dynalyze.models.binding import bind
 from dynalyze.models.data import as_positive_int
 from dynalyze.models.losses import Loss
 from dynalyze.models.protocol import Model, Objective
+from dynalyze.stages.durations import plateau
 from dynalyze.stages.prediction import StagePrediction
-from dynalyze.stages.stationary import StationaryPoint
 from dynalyze.stages.transition import onset
 
 _SMALLEST_FLOAT = -300.0  # log10 of an α that floats can still hold
@@ -147,17 +147,7 @@ def _follow_failed_stage(objective: Objective, prediction: StagePrediction) -> F
     winner = next_activation(prediction, k)
     if winner is None:
         return None
-    theta = prediction.theta[k]
-    support = np.flatnonzero(theta)
-    point = StationaryPoint(
-        theta=theta,
-        value=float(prediction.losses[k]),
-        field=prediction.fields[k],
-        support=support,
-        hessian=objective.hessian_columns(theta, support),
-        curvature=float(prediction.curvatures[k]),
-        residual=0.0,
-    )
+    point = plateau(prediction, objective, k)
     start = onset(objective, point, winner.coordinate, winner.sign)
     scale = float(np.abs(prediction.fields[0]).max())
     return follow(objective, start, field_scale=scale)

@@ -9,7 +9,7 @@ from dynalyze._typing import FloatArray, IntArray
 from dynalyze.errors import FlowError
 from dynalyze.flow.coordinates import BalancedCoordinates
 from dynalyze.models.protocol import Objective
-from dynalyze.stages.predict import orbit_stepper
+from dynalyze.stages.transition import orbit_stepper
 
 _AT_REST = 1e-6  # |g| that counts as 0, relative to max|g(0)|
 _SURELY_AT_REST = 1e-12  # likewise, where what the field fades to is the question

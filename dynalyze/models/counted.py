@@ -5,6 +5,7 @@ from typing import ParamSpec, TypeVar
 
 from dynalyze._interrupts import deliver, evaluate
 from dynalyze._typing import FloatArray, IntArray
+from dynalyze.models.least_squares import HessianMinimizer, SupportMinimizer
 from dynalyze.models.protocol import Objective
 
 P = ParamSpec("P")
@@ -54,6 +55,21 @@ class CountedObjective:
     def field_units(self) -> FloatArray | None:
         """Units of the fields where the objective knows them; shape (p,)."""
         return getattr(self.objective, "field_units", None)
+
+    @property
+    def field_rounding(self) -> Callable[[FloatArray], FloatArray] | None:
+        """Rounding of the field where the objective knows it."""
+        return getattr(self.objective, "field_rounding", None)
+
+    @property
+    def is_quadratic(self) -> bool:
+        """Whether the loss is known to be quadratic in θ."""
+        return getattr(self.objective, "is_quadratic", False)
+
+    def support_minimizer(self) -> SupportMinimizer:
+        """Minimum of a quadratic loss on supports; evaluations of this objective are counted."""
+        own = getattr(self.objective, "support_minimizer", None)
+        return own() if own else HessianMinimizer(self.hessian_columns, self.field, self.n_products)
 
     def value(self, theta: FloatArray) -> float:
         """Loss L(θ); θ has shape (p,)."""

@@ -3,10 +3,8 @@
 from dataclasses import dataclass, field
 from functools import cached_property
 
-import numba
 import numpy as np
 
-from dynalyze._compiled import njit
 from dynalyze._typing import ArrayLike, Data, FloatArray, IntArray
 from dynalyze.errors import InvalidInputError
 from dynalyze.models.data import (
@@ -16,11 +14,12 @@ from dynalyze.models.data import (
     normalized_sample_weight,
     warn_of_constant_features,
 )
+from dynalyze.models.least_squares import DesignMinimizer
 from dynalyze.models.losses import squared_loss_factor
 from dynalyze.models.tables import column_names
 
-_BLOCK = 1024  # samples per partial sum: fixed, so that results do not depend on the threads
-_PARALLEL_FROM = 1_000_000  # entries of X from which two threads pay for their start
+_FEW = 0.05  # share of products up to which gathering their columns is cheaper than all of X
+_ROUNDING = 1e-14  # of a sum over the samples, relative to the sizes of its terms
 
 
 @dataclass(frozen=True)
@@ -110,6 +109,7 @@ class DiagonalLinearObjective:
     y: FloatArray  # (n_samples,)
     weights: FloatArray  # (n_samples,), the loss's factor included
     product_names: tuple[str, ...]  # p names
+    is_quadratic = True
 
     @property
     def n_products(self) -> int:
@@ -117,75 +117,62 @@ class DiagonalLinearObjective:
         return self.X.shape[1]
 
     @cached_property
+    def _lengths(self) -> FloatArray:
+        """√(Σ_s w_s x_si²), shape (p,)."""
+        with np.errstate(over="ignore"):
+            return np.sqrt(np.einsum("s,si,si->i", self.weights, self.X, self.X))
+
+    @cached_property
     def field_units(self) -> FloatArray:
         """√(Σ_s w_s x_si² · Σ_s w_s y_s²), which |g_i(0)| cannot exceed; shape (p,)."""
-        root = np.sqrt(self.weights)
         with np.errstate(over="ignore"):
-            sizes = np.linalg.norm(self.X * root[:, None], axis=0)
-            return np.asarray(sizes * np.linalg.norm(self.y * root))
+            return self._lengths * np.linalg.norm(self.y * np.sqrt(self.weights))
 
     def value(self, theta: FloatArray) -> float:
         """Loss at θ, shape (p,)."""
-        return self.value_and_field(theta)[0]
+        return self._value_and_weighted_residual(theta)[0]
 
     def field(self, theta: FloatArray) -> FloatArray:
         """g(θ) = Σ_s w_s x_s (y_s − ⟨x_s, θ⟩), shape (p,)."""
         return self.value_and_field(theta)[1]
 
     def value_and_field(self, theta: FloatArray) -> tuple[float, FloatArray]:
-        """Loss and field in one pass over the samples."""
-        kernel = _loss_and_field_parallel if self.X.size >= _PARALLEL_FROM else _loss_and_field
-        value, field = kernel(self.X, self.y, self.weights, np.ascontiguousarray(theta, float))
-        return float(value), field
+        """Loss and field in two passes over the samples."""
+        value, weighted = self._value_and_weighted_residual(theta)
+        return value, weighted @ self.X
 
-    @cached_property
-    def _hessian(self) -> FloatArray:
+    def _value_and_weighted_residual(self, theta: FloatArray) -> tuple[float, FloatArray]:
+        """L(θ) and w (y − Xθ), shape (n_samples,); inactive products cost nothing."""
+        active = np.flatnonzero(theta)
+        few = active.size <= _FEW * self.n_products
         with np.errstate(over="ignore", invalid="ignore"):  # infinite, where it is reported
-            return (self.X * self.weights[:, None]).T @ self.X
+            outputs = self.X[:, active] @ theta[active] if few else self.X @ theta
+            residual = self.y - outputs
+            weighted = self.weights * residual
+            return 0.5 * float(weighted @ residual), weighted
 
     def hessian_columns(self, theta: FloatArray, indices: IntArray) -> FloatArray:
         """Columns of Xᵀ W X, which do not depend on θ; shape (p, len(indices))."""
-        return self._hessian[:, indices]
+        known = self._known_columns
+        new = [i for i in np.unique(indices) if i not in known]
+        if new:
+            with np.errstate(over="ignore", invalid="ignore"):  # infinite, where it is reported
+                columns = (self.weights[:, None] * self.X[:, new]).T @ self.X
+            known.update(zip(new, columns, strict=True))
+        return np.array([known[i] for i in indices]).reshape(len(indices), -1).T
 
+    @cached_property
+    def _known_columns(self) -> dict[int, FloatArray]:
+        """Columns of the Hessian that were asked for so far; all p × p are seldom needed."""
+        return {}
 
-@njit(cache=True, error_model="numpy")
-def _sum_block(X, y, weights, theta, start, stop, gradient):  # type: ignore[no-untyped-def]
-    loss = 0.0
-    for s in range(start, stop):
-        residual = y[s]
-        for i in range(theta.size):
-            residual -= X[s, i] * theta[i]
-        weighted = weights[s] * residual
-        loss += 0.5 * weighted * residual
-        for i in range(theta.size):
-            gradient[i] += weighted * X[s, i]
-    return loss
+    def field_rounding(self, theta: FloatArray) -> FloatArray:
+        """Error that rounding makes of g(θ), shape (p,)."""
+        with np.errstate(over="ignore", invalid="ignore"):
+            outputs = np.sum(self._lengths * np.abs(theta))
+            return _ROUNDING * (self.field_units + self._lengths * outputs)
 
-
-@njit(cache=True, error_model="numpy")
-def _loss_and_field(X, y, weights, theta):  # type: ignore[no-untyped-def]
-    field = np.zeros(theta.size)
-    loss = 0.0
-    partial = np.empty(theta.size)
-    for start in range(0, y.size, _BLOCK):
-        partial[:] = 0.0
-        loss += _sum_block(X, y, weights, theta, start, min(start + _BLOCK, y.size), partial)
-        field += partial
-    return loss, field
-
-
-@njit(cache=True, parallel=True, error_model="numpy")
-def _loss_and_field_parallel(X, y, weights, theta):  # type: ignore[no-untyped-def]
-    n_blocks = (y.size + _BLOCK - 1) // _BLOCK
-    losses = np.zeros(n_blocks)
-    partial = np.zeros((n_blocks, theta.size))
-    for block in numba.prange(n_blocks):
-        start = block * _BLOCK
-        stop = min(start + _BLOCK, y.size)
-        losses[block] = _sum_block(X, y, weights, theta, start, stop, partial[block])
-    loss = 0.0
-    field = np.zeros(theta.size)
-    for block in range(n_blocks):
-        loss += losses[block]
-        field += partial[block]
-    return loss, field
+    def support_minimizer(self) -> DesignMinimizer:
+        """Minimum of the loss on supports, of which it is a least-squares problem."""
+        root = np.sqrt(self.weights)
+        return DesignMinimizer(self.X, root, root * self.y)

@@ -20,10 +20,17 @@ class Objective(Protocol):
     Whatever satisfies this protocol can be given to `predict_stages` and `simulate` as the
     model, with ``data=None``.
 
-    An objective may also have ``field_units``, shape (p,): the size that each g_i has by the units
-    of its data alone. A field counts as zero by its ratio to them; see `relative_field_units`.
-    One whose calls run Numba kernels may say so by ``compiled = True``: Ctrl-C never ends such a
-    call, as a second one does where a call in Python takes long.
+    An objective may know more of itself, and is then served better:
+
+    - ``field_units``, shape (p,): the size that each g_i has by the units of its data alone. A
+      field counts as zero by its ratio to them; see `relative_field_units`.
+    - ``field_rounding(theta)``, shape (p,): the error that rounding makes of g(θ).
+    - ``is_quadratic``: True where the loss is quadratic in θ. Limit points are then found without
+      following the flow.
+    - ``support_minimizer()`` of a quadratic loss: a `SupportMinimizer` that is better than
+      `HessianMinimizer`, which is used otherwise.
+    - ``compiled``: True where calls run Numba kernels. Ctrl-C never ends such a call, as a second
+      one does where a call in Python takes long.
     """
 
     @property

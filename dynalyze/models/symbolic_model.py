@@ -178,7 +178,9 @@ class SymbolicModel:
         formula = _codegen.Formula(
             self._canonical_outputs, expression, self.n_inputs, self.n_products, n_targets
         )
-        objective = SymbolicObjective(self.product_names, X, y, weights, _kernels(formula))
+        objective = SymbolicObjective(
+            self.product_names, X, y, weights, _kernels(formula), _is_quadratic(formula)
+        )
         value, field = objective.value_and_field(np.zeros(self.n_products))
         if not (np.isfinite(value) and np.all(np.isfinite(field))):
             raise InvalidInputError(
@@ -212,6 +214,7 @@ class SymbolicObjective:
     y: FloatArray  # (n_samples, n_targets)
     weights: FloatArray  # (n_samples,), the loss's constant factor included
     kernels: ModuleType
+    is_quadratic: bool  # in the products
 
     def __repr__(self) -> str:
         return f"SymbolicObjective({', '.join(self.product_names)}; {len(self.X)} samples)"
@@ -247,6 +250,22 @@ class SymbolicObjective:
             as_products(theta, self.n_products), self.X, self.y, self.weights, indices, columns
         )
         return columns
+
+
+def _is_quadratic(formula: _codegen.Formula) -> bool:
+    """Whether the outputs are linear in the products, and the loss quadratic in the outputs."""
+    products = _codegen.symbols("p", formula.n_products)
+    outputs = _codegen.symbols("f", len(formula.outputs))
+    return all(_degree(h, products) <= 1 for h in formula.outputs) and (
+        _degree(formula.loss, outputs) <= 2
+    )
+
+
+def _degree(expression: sp.Expr, unknowns: Sequence[sp.Symbol]) -> float:
+    """Total degree in the unknowns, infinite where the expression is no polynomial in them."""
+    if not expression.is_polynomial(*unknowns):
+        return np.inf
+    return float(sp.Poly(expression, *unknowns).total_degree())
 
 
 def _kernels(formula: _codegen.Formula) -> ModuleType:

@@ -2,17 +2,30 @@
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 import numpy as np
 
 from dynalyze._typing import BoolArray, FloatArray
-from dynalyze.models.protocol import Objective
+from dynalyze.errors import FlowError
+from dynalyze.models.counted import CountedObjective
+from dynalyze.models.protocol import Objective, relative_field_units
 from dynalyze.stages.clocks import Clock
 from dynalyze.stages.recursion import Activation, activation
+from dynalyze.stages.sign_constrained import SignConstrainedLimits
 from dynalyze.stages.stationary import StationaryPoint
-from dynalyze.stages.transition import NoLimit, StepperFactory, Transition, limit_point
+from dynalyze.stages.transition import (
+    DeadlinePassedError,
+    NoLimit,
+    StepperFactory,
+    Transition,
+    follow_to,
+    limit_point,
+)
+
+_UNRELATED = 1e-10  # correlation of targets with inputs that their rounding can make
+_ROUNDING = 1e-14  # of a field, relative to its natural size
 
 
 class Status(StrEnum):
@@ -33,6 +46,11 @@ class Stage:
     activation: Activation
     transition: Transition
 
+    def without_hessians(self) -> "Stage":
+        """Return the same stage; what the next one does not need is released."""
+        end = self.transition.end.without_hessian()
+        return replace(self, transition=replace(self.transition, end=end))
+
 
 @dataclass(frozen=True)
 class Ending:
@@ -46,50 +64,139 @@ class Ending:
 class Limits:
     """Tolerances and budgets of the recursion."""
 
-    zero: FloatArray  # (p,), |g_i| that counts as 0 off the support
+    zero: "Zero"
     tie_tolerance: float  # relative gap between winner and runner-up below which it is a tie
     max_stages: int | None
     deadline: float  # of time.monotonic()
 
 
-class Transitions:
-    """Computes each transition once, however many clocks ask for it.
+class Zero:
+    """Fields that count as 0 off the support.
+
+    They are a fraction of the largest at the origin, in the units of each product's feature, or
+    what rounding alone can make.
 
     Parameters
     ----------
     objective : Objective
         The loss.
-    stepper : callable
-        Makes the integrator of an orbit.
-    tolerance : float
-        Largest |g| on the support of a limit point.
+    origin : StationaryPoint
+        θ^0 = 0.
+    fraction : float
+        Of max|g(0)|.
     """
 
-    def __init__(self, objective: Objective, stepper: StepperFactory, tolerance: float) -> None:
-        self._objective = objective
-        self._stepper = stepper
-        self._tolerance = tolerance
-        self._known: dict[tuple[tuple[int, int], ...], Transition | NoLimit] = {}
+    def __init__(self, objective: Objective, origin: StationaryPoint, fraction: float) -> None:
+        self.units = relative_field_units(objective)  # (p,)
+        self._rounding = getattr(objective, "field_rounding", None)
+        j = int(np.argmax(np.abs(origin.field)))
+        largest = float(np.abs(origin.field[j]))
+        column = objective.hessian_columns(origin.theta, np.array([j]))
+        # By Cauchy and Schwarz |g_j| ≤ √(2 L H_jj) for a sum of squares of what is linear in θ.
+        natural = float(np.sqrt(2 * abs(origin.value)) * np.sqrt(abs(column[j, 0])))
+        natural /= float(self.units[j])
+        if not natural < np.inf:  # what overflows is reported when the product activates
+            natural = 0.0
+        unrelated = largest <= _UNRELATED * natural * self.units[j]
+        floor = (_UNRELATED if unrelated else _ROUNDING) * natural
+        self.chosen = np.maximum(fraction * largest, floor) * self.units  # (p,)
 
-    def __call__(
-        self, path: tuple[tuple[int, int], ...], start: StationaryPoint
+    def __call__(self, theta: FloatArray) -> FloatArray:
+        """|g_i| that counts as 0 at θ; shape (p,)."""
+        if self._rounding is None:
+            return self.chosen
+        rounding = self._rounding(theta)
+        return np.maximum(self.chosen, np.where(np.isfinite(rounding), rounding, 0.0))
+
+
+Path = tuple[tuple[int, int], ...]  # products that have activated, with their signs
+
+
+class Transitions:
+    """Finds transitions, and keeps what a second clock will ask for again.
+
+    Parameters
+    ----------
+    objective : CountedObjective
+        The loss.
+    stepper : callable
+        Makes the integrator of an orbit.
+    limits : Limits
+        Its `zero` and its deadline are used.
+    tolerance : float
+        Largest |g| on the support of a limit point.
+    follow : bool
+        Whether a clock of a given initialization will ask for them too: transitions are kept, and
+        followed even where their limit is known without.
+    """
+
+    def __init__(
+        self,
+        objective: CountedObjective,
+        stepper: StepperFactory,
+        limits: Limits,
+        *,
+        tolerance: float,
+        follow: bool,
+    ) -> None:
+        self._objective, self._stepper = objective, stepper
+        self._zero, self.deadline = limits.zero, limits.deadline
+        self._tolerance, self._follow = tolerance, follow
+        self._known: dict[Path, Transition | NoLimit] = {}
+        self._signed = None
+        if objective.is_quadratic:
+            self._signed = SignConstrainedLimits(objective, objective.support_minimizer())
+
+    def __call__(self, path: Path, start: StationaryPoint) -> Transition | NoLimit:
+        """Transition from `start`, reached by path[:-1], when path[-1] = (j, sign) activates.
+
+        Raises
+        ------
+        DeadlinePassedError
+            If it would have to be computed, or is still being computed, after the deadline.
+        """
+        if path in self._known:
+            return self._known[path]
+        found = self._find(start, *path[-1])
+        if self._follow:
+            if isinstance(found, Transition) and found.orbit is None:
+                found = self._with_orbit(start, *path[-1], found)
+            self._known[path] = found
+        return found
+
+    def _find(self, start: StationaryPoint, coordinate: int, sign: int) -> Transition | NoLimit:
+        if time.monotonic() > self.deadline:
+            raise DeadlinePassedError
+        zero = self._zero(start.theta)
+        if self._signed is not None:
+            return self._signed.limit_point(start, coordinate, sign, zero)
+        return limit_point(
+            self._objective,
+            start,
+            coordinate,
+            sign,
+            zero=zero,
+            tolerance=self._tolerance,
+            stepper=self._stepper,
+            deadline=self.deadline,
+        )
+
+    def _with_orbit(
+        self, start: StationaryPoint, coordinate: int, sign: int, found: Transition
     ) -> Transition | NoLimit:
-        """Transition from `start`, reached by path[:-1], when path[-1] = (j, sign) activates."""
-        if path not in self._known:
-            coordinate, sign = path[-1]
-            self._known[path] = limit_point(
+        try:
+            orbit = follow_to(
                 self._objective,
                 start,
                 coordinate,
                 sign,
-                tolerance=self._tolerance,
+                found.end,
                 stepper=self._stepper,
+                deadline=self.deadline,
             )
-        return self._known[path]
-
-    def knows(self, path: tuple[tuple[int, int], ...]) -> bool:
-        """Whether the transition at the end of `path` has been found, and costs nothing."""
-        return path in self._known
+        except FlowError as error:
+            return NoLimit(f"its limit is known, the way there is not: {error}")
+        return replace(found, orbit=orbit)
 
 
 def recurse(
@@ -108,19 +215,17 @@ def recurse(
         Status and the sentence that explains it.
     """
     point = origin
-    path: tuple[tuple[int, int], ...] = ()
+    path: Path = ()
     while True:
         k = len(path)
         active = np.zeros(point.theta.size, dtype=bool)
         active[point.support] = True
-        winner = activation(clock.waits(point.field, active, limits.zero), point.field)
+        zero = limits.zero(point.theta)
+        winner = activation(clock.waits(point.field, active, zero), point.field)
         if winner is None:
-            return _converged(point, active, limits.zero, names, k)
+            return _converged(point, active, zero, names, k)
         if k == limits.max_stages:
             return Ending(Status.BUDGET, f"stopped after max_stages={k}; raise it for more stages")
-        path = (*path, (winner.coordinate, winner.sign))
-        if time.monotonic() > limits.deadline and not transitions.knows(path):
-            return Ending(Status.BUDGET, f"max_seconds passed after {k} stages; raise it for more")
         gap = winner.runner_up_wait - winner.wait
         if gap <= limits.tie_tolerance * abs(winner.wait):
             return Ending(
@@ -129,7 +234,11 @@ def recurse(
                 f"activate within {gap:.1e} of one another after {winner.wait:.6g}, so which "
                 "comes first is not determined (Assumption 4.2); are two features duplicates?",
             )
-        transition = transitions(path, point)
+        path = (*path, (winner.coordinate, winner.sign))
+        try:
+            transition = transitions(path, point)
+        except DeadlinePassedError:
+            return Ending(Status.BUDGET, f"max_seconds passed after {k} stages; raise it for more")
         if isinstance(transition, NoLimit):
             return Ending(
                 Status.NO_LIMIT,

@@ -12,6 +12,7 @@ import numpy as np
 
 from dynalyze._typing import BoolArray, FloatArray
 from dynalyze.flow.initialization import Initialization
+from dynalyze.stages.orbit import Orbit
 from dynalyze.stages.recursion import (
     Activation,
     active_log_scale,
@@ -19,7 +20,7 @@ from dynalyze.stages.recursion import (
     log_scale,
     time_until_active,
 )
-from dynalyze.stages.stationary import StationaryPoint
+from dynalyze.stages.stationary import StationaryPoint, scaled_spectrum
 from dynalyze.stages.transition import Transition
 
 
@@ -93,6 +94,7 @@ class FiniteScaleClock:
     def arrive(self, start: StationaryPoint, winner: Activation, transition: Transition) -> float:
         """Go on to the orbit's onset, then along it; the others drift by ∫ g(ψ) ds."""
         orbit, j = transition.orbit, winner.coordinate
+        assert orbit is not None  # with an initialization, every transition is followed
         lead = (
             winner.sign * self._size_to_z(float(orbit.log_size[0]))[j] - self.z[j]
         ) / start.field[j]
@@ -102,7 +104,9 @@ class FiniteScaleClock:
         self.z[passive] += lead * start.field[passive]
         # Products that are visible from the start compete before any plateau: nothing is known.
         visible_before = self.time + lead < 0
-        self.overlaps.append(1.0 if visible_before else self._overlap(passive, transition))
+        self.overlaps.append(
+            1.0 if visible_before else self._overlap(passive, transition.end, orbit)
+        )
         self.z[passive] += orbit.z_end[passive]
         # The balanced chart has z = ½ s log|θ|; what left goes on from there in the exact one.
         offset = self._size_to_z(0.0)
@@ -113,18 +117,17 @@ class FiniteScaleClock:
         self.time = onset_time + float(orbit.times[-1])
         return onset_time
 
-    def _overlap(self, passive: BoolArray, transition: Transition) -> float:
+    def _overlap(self, passive: BoolArray, end: StationaryPoint, orbit: Orbit) -> float:
         """Largest fraction by which a passive product, at its largest on the orbit, moves it.
 
         θ_i moves the active products by −H_AA⁻¹ H_Ai θ_i, to first order. The orbit leaves that
         out, so this bounds what the log coordinates miss in the transition.
         """
-        end, orbit = transition.end, transition.orbit
         others = passive.copy()
         others[end.support] = False
         if not end.support.size or not others.any():
             return 0.0
-        shift = np.linalg.solve(end.hessian[end.support], end.hessian[others].T)
+        shift = scaled_spectrum(end.hessian, end.support).solve(end.hessian[others].T)
         coupling = np.abs(shift / end.theta[end.support][:, None]).max(axis=0)
         z = self.z[others]
         size = np.maximum(np.abs(z + orbit.z_lowest[others]), np.abs(z + orbit.z_highest[others]))

@@ -37,7 +37,7 @@ class FiniteScaleStages:
     @classmethod
     def from_stages(cls, stages: list[Stage], overlaps: list[float], init: Initialization) -> Self:
         """Collect the stages that the recursion found on the clock of an initialization."""
-        orbits = [stage.transition.orbit for stage in stages]
+        orbits = [s.transition.orbit for s in stages if s.transition.orbit is not None]
         empty = [np.empty(0)]
         return cls(
             init=init,
@@ -45,7 +45,7 @@ class FiniteScaleStages:
             signs=np.array([s.activation.sign for s in stages], dtype=np.int64),
             onsets=np.array([s.onset_time for s in stages], dtype=float),
             overlaps=np.array(overlaps, dtype=float),
-            orbit_starts=np.cumsum([0] + [orbit.times.size for orbit in orbits]),
+            orbit_starts=np.cumsum([0, *(orbit.times.size for orbit in orbits)]),
             orbit_times=np.concatenate(empty + [orbit.times for orbit in orbits]),
             orbit_log_sizes=np.concatenate(empty + [orbit.log_size for orbit in orbits]),
         )

@@ -7,7 +7,7 @@ import numpy as np
 from dynalyze._typing import FloatArray, IntArray
 from dynalyze.flow.coordinates import BalancedCoordinates
 from dynalyze.flow.stepper import Segment
-from dynalyze.stages.stationary import StationaryPoint
+from dynalyze.stages.stationary import StationaryPoint, scaled_spectrum
 
 ARRIVED = 0.01  # an orbit has arrived when Newton's method moves no log|θ| by more than this
 _RESOLVED = 0.05  # steps that change the log|θ| of the activated product by more are subdivided
@@ -102,7 +102,7 @@ def _relaxed(z: FloatArray, chart: BalancedCoordinates, end: StationaryPoint) ->
     if not active.size:
         return relaxed
     to_go = chart.z_of_theta(end.theta)[active] - z[active]
-    relaxed += end.hessian @ np.linalg.solve(end.hessian[active], to_go)
+    relaxed += end.hessian @ scaled_spectrum(end.hessian, active).solve(to_go)
     relaxed[active] = z[active] + to_go
     return relaxed
 

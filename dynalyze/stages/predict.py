@@ -12,23 +12,19 @@ from dynalyze._interrupts import delivering, held, interruptible, take
 from dynalyze._typing import ArrayLike, Data, FloatArray
 from dynalyze._warn import warn
 from dynalyze.errors import InvalidInputError, StagesOverlapWarning
-from dynalyze.flow.coordinates import BalancedCoordinates
 from dynalyze.flow.initialization import Initialization, check_initialization
-from dynalyze.flow.stepper import Stepper
-from dynalyze.flow.surrogate import SurrogateStepper
 from dynalyze.models.binding import bind
 from dynalyze.models.counted import CountedObjective
 from dynalyze.models.data import as_positive_int
 from dynalyze.models.losses import Loss, loss_name
-from dynalyze.models.protocol import Model, Objective, relative_field_units
-from dynalyze.stages.algorithm import Ending, Limits, Stage, Status, Transitions, recurse
+from dynalyze.models.protocol import Model, Objective
+from dynalyze.stages.algorithm import Ending, Limits, Stage, Status, Transitions, Zero, recurse
 from dynalyze.stages.clocks import FiniteScaleClock, LeadingOrderClock
 from dynalyze.stages.finite import FiniteScaleStages
 from dynalyze.stages.prediction import StagePrediction, Stats
 from dynalyze.stages.stationary import StationaryPoint, at_origin
-from dynalyze.stages.transition import ONSET
+from dynalyze.stages.transition import ONSET, Transition, orbit_stepper
 
-_ORBIT_TOLERANCE = 1e-4  # error of log coordinates along an orbit
 _MOST_FINITE = 2  # stages at a finite α, in units of those of the limit
 _STATIONARY = 1e-10  # |g| on the support at a limit point, relative to max|g(0)|
 
@@ -114,12 +110,12 @@ def predict_stages(
     names = objective.product_names
     origin = at_origin(objective)
     _check_finite(origin, model)
-    largest_field = float(np.abs(origin.field).max(initial=0.0))
-    units = relative_field_units(objective)
-    zero = field_tolerance * largest_field * units
+    zero = Zero(objective, origin, field_tolerance)
     limits = Limits(zero, tie_tolerance, max_stages, started + max_seconds)
-    tolerance = _STATIONARY * largest_field
-    transitions = Transitions(objective, orbit_stepper, tolerance)
+    tolerance = _STATIONARY * float(np.abs(origin.field).max(initial=0.0))
+    transitions = Transitions(
+        objective, orbit_stepper, limits, tolerance=tolerance, follow=init is not None
+    )
     stages: list[Stage] = []
     clock = LeadingOrderClock(objective.n_products)
     log_scales = [clock.b]
@@ -127,7 +123,7 @@ def predict_stages(
 
         def record(stage: Stage) -> None:
             log_scales.append(clock.b)
-            stages.append(stage)
+            stages.append(stage if init is not None else stage.without_hessians())
             bar.update()
             bar.set_postfix(loss=f"{stage.transition.end.value:.3g}", refresh=False)
             if callback is not None:
@@ -139,12 +135,10 @@ def predict_stages(
                 ending = recurse(origin, clock, transitions, limits, names, record)
         except KeyboardInterrupt:
             ending = Ending(Status.INTERRUPTED, "interrupted; the stages before that are kept")
-            limits = replace(limits, deadline=started)  # jump times of what is known, no more
+            transitions.deadline = started  # jump times of what is known, no more
     finite = None
     if init is not None:
-        finite, interrupted = _at_finite_scale(
-            origin, init, stages, transitions, limits, names, units
-        )
+        finite, interrupted = _at_finite_scale(origin, init, stages, transitions, limits, names)
         if interrupted:
             ending = Ending(
                 Status.INTERRUPTED,
@@ -164,6 +158,7 @@ def predict_stages(
         "max_stages": max_stages,
         "field_tolerance": field_tolerance,
     }
+    del transitions  # with the factorizations and the orbits that only they needed
     prediction = _collect(
         origin, stages, log_scales, names, ending, stats, limits, finite, configuration, bound
     )
@@ -192,7 +187,6 @@ def _at_finite_scale(
     transitions: Transitions,
     limits: Limits,
     names: tuple[str, ...],
-    units: FloatArray,
 ) -> tuple[FiniteScaleStages, bool]:
     """Run the recursion again on the clock of `init`; it shares the transitions found.
 
@@ -200,6 +194,7 @@ def _at_finite_scale(
     """
     if not leading:
         return FiniteScaleStages.from_stages([], [], init), False
+    units = limits.zero.units
     largest = max(float((units * np.abs(s.transition.end.theta)).max()) for s in leading)
     # Where no transition ends before the next begins, products come and go without end.
     most = _MOST_FINITE * len(leading)
@@ -242,21 +237,31 @@ def _collect(
 ) -> StagePrediction:
     plateaus = [origin] + [stage.transition.end for stage in stages]
     activations = [stage.activation for stage in stages]
+    onsets = [stage.onset_time for stage in stages]
+    losses = [point.value for point in plateaus]
+    support_sizes = [point.support.size for point in plateaus]
+    left = tuple(stage.transition.left for stage in stages)
+    caveats = tuple(_caveat(stage.transition, names) for stage in stages)
+    durations = _durations(stages)
+    zero_fields = limits.zero(plateaus[-1].theta)
+    thetas, fields = [point.theta for point in plateaus], [point.field for point in plateaus]
+    plateaus.clear()
+    stages.clear()
     return StagePrediction(
-        times=np.array([s.onset_time for s in stages], dtype=float),
+        times=np.array(onsets, dtype=float),
         coordinates=np.array([a.coordinate for a in activations], dtype=np.int64),
         signs=np.array([a.sign for a in activations], dtype=np.int64),
-        theta=np.array([point.theta for point in plateaus]),
-        b=np.array(log_scales),
-        fields=np.array([point.field for point in plateaus]),
-        losses=np.array([point.value for point in plateaus]),
-        support_sizes=np.array([point.support.size for point in plateaus], dtype=np.int64),
-        left=tuple(s.transition.left for s in stages),
+        theta=_stacked(thetas),
+        b=_stacked(log_scales),
+        fields=_stacked(fields),
+        losses=np.array(losses),
+        support_sizes=np.array(support_sizes, dtype=np.int64),
+        left=left,
         runner_ups=np.array([a.runner_up for a in activations], dtype=np.int64),
         gaps=np.array([a.runner_up_wait - a.wait for a in activations], dtype=float),
-        durations=np.array([s.transition.orbit.duration for s in stages], dtype=float),
-        curvatures=np.array([point.curvature for point in plateaus]),
-        zero_fields=limits.zero,
+        caveats=caveats,
+        known_durations=durations,
+        zero_fields=zero_fields,
         tie_tolerance=limits.tie_tolerance,
         product_names=names,
         status=ending.status,
@@ -268,9 +273,31 @@ def _collect(
     )
 
 
-def orbit_stepper(objective: Objective, chart: BalancedCoordinates, z0: FloatArray) -> Stepper:
-    """Integrator of the orbits ψ of eq. (11), from log coordinates z0."""
-    return SurrogateStepper(objective, chart, z0, tol=_ORBIT_TOLERANCE)
+def _stacked(rows: list[FloatArray]) -> FloatArray:
+    """One array of the rows, which are released: complete paths of wide data are large."""
+    array = np.array(rows)
+    rows.clear()
+    return array
+
+
+def _caveat(transition: Transition, names: tuple[str, ...]) -> str:
+    """What is degenerate at the end of a transition, in words; empty where nothing is."""
+    found = [transition.end.caveat] if transition.end.caveat else []
+    if transition.at_rest:
+        listed = ", ".join(names[i] for i in transition.at_rest)
+        found.append(
+            f"the field of {listed} goes to 0 together with the product, so that when it returns "
+            "is not determined (Assumption 4.2 fails in the limit)"
+        )
+    return "; ".join(found)
+
+
+def _durations(stages: list[Stage]) -> FloatArray | None:
+    """Flow time that each transition takes, (K,); None where the orbits were not followed."""
+    orbits = [stage.transition.orbit for stage in stages]
+    if None in orbits:
+        return None
+    return np.array([orbit.duration for orbit in orbits if orbit is not None], dtype=float)
 
 
 def _check_options(

@@ -2,6 +2,7 @@
 
 import os
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
 
+_FEW_STAGES = 100  # up to which transitions are followed for a table or a file
+
 _SCHEMA = Schema(
     "stage prediction",
     arrays={
@@ -32,8 +35,7 @@ _SCHEMA = Schema(
         "support_sizes": Array("K+1", dtype="int", least=0),
         "runner_ups": Array("K", dtype="int", least=-1, below="p"),
         "gaps": Array("K"),
-        "durations": Array("K"),
-        "curvatures": Array("K+1"),
+        "known_durations": Array("K", optional=True),
         "zero_fields": Array("p", finite=True),
         # The stages from a given initialization
         "finite.coordinates": Array("M", dtype="int", least=0, below="p", optional=True),
@@ -48,6 +50,7 @@ _SCHEMA = Schema(
     },
     metadata={
         "left": ListOf(ListOf(int), "K"),
+        "caveats": ListOf(str, "K"),
         "product_names": ListOf(str, "p"),
         "status": str,
         "message": str,
@@ -89,8 +92,7 @@ class StagePrediction:
     left: tuple[tuple[int, ...], ...]  # K tuples, products that leave in each transition
     runner_ups: IntArray  # (K,), product that would have activated next, −1 if none
     gaps: FloatArray  # (K,), rescaled time by which the runner-up is later, inf if none
-    durations: FloatArray  # (K,), flow time that each transition takes
-    curvatures: FloatArray  # (K+1,), relative smallest curvature at θ^k, > 0 at a strict minimum
+    caveats: tuple[str, ...]  # K sentences: what is degenerate at each limit point, "" if nothing
     zero_fields: FloatArray  # (p,), |g_i| off the support that counts as 0
     tie_tolerance: float  # relative gap of two waiting times that counts as a tie
     product_names: tuple[str, ...]  # p names
@@ -99,6 +101,7 @@ class StagePrediction:
     stats: Stats
     finite: FiniteScaleStages | None = None  # the stages from a given initialization
     configuration: dict[str, Any] = field(default_factory=dict)  # how it was computed
+    known_durations: FloatArray | None = None  # (K,), see `durations`
     objective: Objective | None = None  # the loss with its data; not in a saved file
 
     def __getstate__(self) -> dict[str, Any]:
@@ -110,6 +113,28 @@ class StagePrediction:
         """Number K of stages."""
         return len(self.times)
 
+    @cached_property
+    def durations(self) -> FloatArray:
+        """Flow time that each transition takes, from 1% to 99% of the way; shape (K,).
+
+        For a loss that is quadratic in θ the limit points are found without following the flow,
+        and the transitions are followed when this is first asked for. NaN where that is no longer
+        possible, in a prediction that was saved before, or where a transition cannot be followed.
+        """
+        if self.known_durations is not None:
+            return self.known_durations
+        if self.objective is None:
+            return np.full(self.n_stages, np.nan)
+        from dynalyze.stages.durations import transition_durations
+
+        return transition_durations(self, self.objective)
+
+    @property
+    def follows_transitions(self) -> bool:
+        """Whether `summary` and `save` take the `durations`: known ones, or those of few stages."""
+        known = self.known_durations is not None or "durations" in vars(self)
+        return known or self.n_stages <= _FEW_STAGES
+
     @property
     def log10_alpha_separated(self) -> FloatArray:
         """log10 of the α below which each stage is separated from its neighbours; shape (K,).
@@ -117,7 +142,8 @@ class StagePrediction:
         There the shortest of three rescaled times (the plateau before, the plateau after, and
         the runner-up's delay), times log(1/α), exceeds the duration of the transition. Above
         it the transitions overlap, and neither times nor plateaus can be told apart, unless
-        the initial weights happen to keep them apart: `separated` knows a given one.
+        the initial weights happen to keep them apart: `separated` knows a given one. It takes
+        the `durations`.
         """
         before = np.diff(self.times, prepend=0.0)
         after = np.append(before[1:], np.inf)
@@ -231,11 +257,15 @@ class StagePrediction:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write everything to `path` (NumPy archive with a JSON stamp), exactly."""
-        arrays = {n: getattr(self, n) for n in _SCHEMA.arrays if "." not in n}
+        own = {n for n in _SCHEMA.arrays if "." not in n} - {"known_durations"}
+        arrays = {name: getattr(self, name) for name in own}
+        if self.follows_transitions:
+            arrays["known_durations"] = self.durations
         if self.finite is not None:
             arrays |= {f"finite.{name}": a for name, a in self.finite.to_arrays().items()}
         metadata = {
             "left": self.left,
+            "caveats": self.caveats,
             "product_names": self.product_names,
             "status": self.status,
             "message": self.message,
@@ -269,6 +299,7 @@ class StagePrediction:
             **metadata
             | {
                 "left": tuple(tuple(left) for left in metadata["left"]),
+                "caveats": tuple(metadata["caveats"]),
                 "product_names": tuple(metadata["product_names"]),
                 "status": Status(metadata["status"]),
                 "stats": Stats(**metadata["stats"]),

@@ -1,6 +1,7 @@
 """Newton's method on a support, and what makes a stationary point one that the flow rests at."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 
@@ -8,14 +9,19 @@ from dynalyze._typing import FloatArray, IntArray
 from dynalyze.models.protocol import Objective
 
 _FLAT = 1e-14  # eigenvalues this small against the largest are 0 to rounding
-_FLAT_DIRECTION = "the Hessian on the support is singular to rounding: there is a flat direction"
 _FIRST_STEP = 0.1  # change of log|θ| beyond which Newton's method is too far away to be tried
 _CHORD = 1e-3  # the Hessian is kept once a step changes no log|θ| by more than this
 _ROUNDING = 1e-13  # of g, in units of the largest of its terms
 _LAST_STEP = 1e-4  # relative to each product, once Newton's method has converged
+_PROBES = (1e-2, 1e-3, 1e-4, 1e-5)  # changes of log|θ| by which a soft direction is probed
+_SOFT = 1e-3  # curvatures along log|θ| this small, against the loss at stake, are probed
+_EXPLAINED = 0.5  # part of the field at a probe that a Hessian of full rank accounts for
+_SINGULAR = (
+    "the curvature of the loss vanishes along some direction of the support (Assumption 4.3 fails)"
+)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class StationaryPoint:
     """A point with g = 0 on `support` and θ = 0 elsewhere."""
 
@@ -23,11 +29,18 @@ class StationaryPoint:
     value: float  # loss there
     field: FloatArray  # (p,), g there; rounding on the support
     support: IntArray  # (k,)
-    hessian: FloatArray  # (p, k), the columns of the support
-    curvature: (
-        float  # smallest eigenvalue of the Hessian, scaled to unit diagonal, over its largest
-    )
     residual: float  # largest |g| on the support
+    objective: Objective  # whose Hessian is evaluated when it is needed
+    caveat: str = ""  # in what way the Hessian on the support is degenerate
+
+    @cached_property
+    def hessian(self) -> FloatArray:
+        """Hessian columns of the support, shape (p, k)."""
+        return self.objective.hessian_columns(self.theta, self.support)
+
+    def without_hessian(self) -> "StationaryPoint":
+        """Return the same point; its Hessian is released."""
+        return replace(self)
 
 
 def polish(
@@ -35,7 +48,8 @@ def polish(
 ) -> StationaryPoint | str:
     """Newton's method for g = 0 on `support`, from θ, the others set to 0.
 
-    It goes on beyond `tolerance` for as long as a step lowers the residual, to rounding.
+    It goes on beyond `tolerance` for as long as a step lowers the residual, to rounding. Where
+    the Hessian has a kernel, the point stays where it is along that.
 
     Parameters
     ----------
@@ -58,10 +72,8 @@ def polish(
     value, field = objective.value_and_field(theta)
     residual = _largest(field[support])
     columns = objective.hessian_columns(theta, support)
-    spectrum = _scaled_spectrum(columns, support)
+    spectrum = scaled_spectrum(columns, support)
     while True:
-        if spectrum.is_flat:
-            return _FLAT_DIRECTION
         trial = theta.copy()
         trial[support] += spectrum.solve(field[support])
         if np.any(np.sign(trial[support]) != signs):
@@ -79,25 +91,77 @@ def polish(
             break
         if moved > _CHORD:
             columns = objective.hessian_columns(theta, support)
-            spectrum = _scaled_spectrum(columns, support)
+            spectrum = scaled_spectrum(columns, support)
     # Where units are far apart, the rounding of some g_i may be more than the tolerance.
     noise = _ROUNDING * _largest(np.abs(columns[support]) @ np.abs(theta[support]))
     if not residual <= max(tolerance, noise):
         return f"Newton's method stops at |g| = {residual:.1e}, above {tolerance:.1e}"
-    columns = objective.hessian_columns(theta, support)
-    spectrum = _scaled_spectrum(columns, support)
-    if spectrum.is_flat:
-        return _FLAT_DIRECTION
+    point = StationaryPoint(theta, value, field, support, residual, objective)
     # A field that fades like e^{−θ} is below any tolerance somewhere, but Newton's steps
     # there stay as long as they were: there is no stationary point at a finite distance.
-    last = _largest(spectrum.solve(field[support]) / theta[support])
-    if not last <= _LAST_STEP:
-        return f"Newton's steps do not shrink (last {last:.1e} of a product): no finite minimum"
-    return StationaryPoint(theta, value, field, support, columns, spectrum.smallest_ratio, residual)
+    last = scaled_spectrum(point.hessian, support).solve(field[support])
+    longest = _largest(last / theta[support])
+    if not longest <= _LAST_STEP:
+        return f"Newton's steps do not shrink (last {longest:.1e} of a product): no finite minimum"
+    return point
+
+
+def rest(point: StationaryPoint, stake: float) -> StationaryPoint | str:
+    """The point with what is degenerate about it, or why the flow cannot rest there.
+
+    Where the smallest curvature of L along log|θ| is small against the loss at stake, the field is
+    probed on both sides along its direction. At a minimum it points back, more than the Hessian
+    says if that vanishes; past an inflection it points on.
+
+    Parameters
+    ----------
+    point : StationaryPoint
+        From `polish`.
+    stake : float
+        Loss by which the transition to the point has lowered L.
+    """
+    S = point.support
+    if not S.size:
+        return point
+    scaled = scaled_spectrum(point.hessian, S).eigenvalues
+    relative = float(scaled[0] / np.abs(scaled).max())
+    if relative < -_FLAT:
+        return f"the nearest stationary point is a saddle (relative curvature {relative:.1e})"
+    theta = point.theta[S]
+    curvatures, directions = np.linalg.eigh(theta[:, None] * point.hessian[S] * theta)
+    largest = max(stake, float(curvatures[-1]))
+    if curvatures[0] > _SOFT * largest:
+        return point
+    direction = directions[:, 0] / np.abs(directions[:, 0]).max()  # in log|θ|
+    expected = float(curvatures[0] * direction @ direction)
+    noise = _ROUNDING * largest
+    flat, points_back = True, False
+    for h in _PROBES:
+        ahead, behind = (_slope(point, direction, side * h) for side in (1, -1))
+        if ahead < -noise and behind > noise:
+            if h * expected > _EXPLAINED * (behind - ahead) / 2:
+                return point
+            points_back = True
+        flat &= max(abs(ahead), abs(behind)) <= noise
+    if flat or points_back:
+        return replace(point, caveat=_SINGULAR)
+    return (
+        "the flow comes to rest from one side only, and the loss falls on beyond: an inflection, "
+        "no minimum"
+    )
+
+
+def _slope(point: StationaryPoint, direction: FloatArray, h: float) -> float:
+    """−dL/dh at θ (1 + h d), for a direction d of shape (k,) on the support."""
+    S = point.support
+    step = point.theta[S] * direction
+    theta = point.theta.copy()
+    theta[S] += h * step
+    return float(step @ point.objective.field(theta)[S])
 
 
 @dataclass(frozen=True)
-class _Spectrum:
+class Spectrum:
     """Eigendecomposition of the Hessian on a support, scaled to a diagonal of ±1.
 
     The scaling makes it independent of the units of the features, and keeps the signs of the
@@ -108,30 +172,24 @@ class _Spectrum:
     eigenvalues: FloatArray  # (k,), ascending
     vectors: FloatArray  # (k, k)
 
-    @property
-    def smallest_ratio(self) -> float:
-        """Smallest eigenvalue over the largest in size; 1 on an empty support."""
-        if not self.eigenvalues.size:
-            return 1.0
-        return float(self.eigenvalues[0] / np.abs(self.eigenvalues).max())
-
-    @property
-    def is_flat(self) -> bool:
-        """Whether some eigenvalue is 0 to rounding."""
-        sizes = np.abs(self.eigenvalues)
-        return bool(sizes.size) and not bool(sizes.min() > _FLAT * sizes.max())
-
     def solve(self, field: FloatArray) -> FloatArray:
-        """H⁻¹ g on the support."""
-        along = (self.vectors.T @ (self.scale * field)) / self.eigenvalues
-        return self.scale * (self.vectors @ along)
+        """H⁻¹ g on the support, by the smallest step where H has a kernel; (k,) or (k, m)."""
+        if not len(field):
+            return field
+        sizes = np.abs(self.eigenvalues)
+        regular = sizes > _FLAT * sizes.max()
+        inverse = np.where(regular, 1 / np.where(regular, self.eigenvalues, 1.0), 0.0)
+        scaled = self.scale[:, None] * self.vectors
+        solution: FloatArray = (scaled * inverse) @ (scaled.T @ field)
+        return solution
 
 
-def _scaled_spectrum(columns: FloatArray, support: IntArray) -> _Spectrum:
+def scaled_spectrum(columns: FloatArray, support: IntArray) -> Spectrum:
+    """Spectrum of the Hessian on a support, from its columns of shape (p, k)."""
     hessian = columns[support]
     diagonal = np.abs(np.diagonal(hessian))
     scale = 1 / np.sqrt(np.where(diagonal > 0, diagonal, 1.0))
-    return _Spectrum(scale, *np.linalg.eigh(scale[:, None] * hessian * scale))
+    return Spectrum(scale, *np.linalg.eigh(scale[:, None] * hessian * scale))
 
 
 def _restricted(theta: FloatArray, support: IntArray) -> FloatArray:
@@ -148,5 +206,4 @@ def at_origin(objective: Objective) -> StationaryPoint:
     """θ^0 = 0, with an empty support."""
     theta = np.zeros(objective.n_products)
     value, field = objective.value_and_field(theta)
-    nothing = np.empty(0, dtype=np.int64)
-    return StationaryPoint(theta, value, field, nothing, np.empty((theta.size, 0)), 1.0, 0.0)
+    return StationaryPoint(theta, value, field, np.empty(0, dtype=np.int64), 0.0, objective)

@@ -12,9 +12,8 @@ if TYPE_CHECKING:
 
 def summary(prediction: StagePrediction) -> str:
     """Table of the plateaus and of the activations that end them, with the status below."""
-    header = ["stage", "T", "product", "value", "loss", "active", "leaves", "separated below α"]
-    rows = [["0", "0", "", "", f"{prediction.losses[0]:.6g}", "0", "", ""]]
-    separated = prediction.log10_alpha_separated
+    header = ["stage", "T", "product", "value", "loss", "active", "leaves"]
+    rows = [["0", "0", "", "", f"{prediction.losses[0]:.6g}", "0", ""]]
     for k in range(prediction.n_stages):
         i = int(prediction.coordinates[k])
         rows.append(
@@ -26,9 +25,14 @@ def summary(prediction: StagePrediction) -> str:
                 f"{prediction.losses[k + 1]:.6g}",
                 str(prediction.support_sizes[k + 1]),
                 ", ".join(prediction.name(j) for j in prediction.left[k]),
-                _power_of_ten(float(separated[k])),
             ]
         )
+    if prediction.follows_transitions and not np.isnan(prediction.durations).all():
+        separated = prediction.log10_alpha_separated
+        header.append("separated below α")
+        rows[0].append("")
+        for row, below in zip(rows[1:], separated, strict=True):
+            row.append(_power_of_ten(float(below)))
     if prediction.finite is not None:
         exponent = prediction.finite.log10_alpha
         header.append(f"jump at t (α = {_power_of_ten(exponent)})")
@@ -48,6 +52,7 @@ def summary(prediction: StagePrediction) -> str:
             "",
             *aligned(header, rows, left={2, 6}),
             "",
+            *(f"stage {k}: {text}" for k, text in enumerate(prediction.caveats, 1) if text),
             f"status: {prediction.status} ({prediction.message})",
             f"work: {stats.nfev} gradients, {stats.nhcol} Hessian columns in {stats.nhev} calls, "
             f"{stats.seconds:.2f} s",
@@ -56,6 +61,8 @@ def summary(prediction: StagePrediction) -> str:
 
 
 def _power_of_ten(exponent: float) -> str:
+    if np.isnan(exponent):
+        return "—"
     if np.isneginf(exponent):
         return "none"
     return f"1e{exponent:.0f}" if abs(exponent) >= 2 else f"{10**exponent:.2g}"

@@ -6,6 +6,7 @@ certifies the stationary point at which it ends. The products off the support do
 how their log coordinates drift meanwhile, ∫ g_i(ψ) ds, is what the times at finite α need.
 """
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -18,13 +19,18 @@ from dynalyze.flow.stepper import Stepper
 from dynalyze.models.counted import CountedObjective
 from dynalyze.models.protocol import Objective
 from dynalyze.stages.orbit import ARRIVED, Orbit, OrbitPath
-from dynalyze.stages.stationary import StationaryPoint, polish
+from dynalyze.stages.stationary import StationaryPoint, polish, rest, scaled_spectrum
 
 ONSET = 1e-6  # size of the activated product at the onset, relative to its natural scale
 _NEGLIGIBLE = 1e-4  # a shrinking product this small, against its largest value, may have left
+_SMALL = 0.1  # one this small may have left where Newton's step takes it to this part of itself
 _FIRST_TRY = 1e-3  # try Newton when the rate of loss has fallen by this factor from its peak,
 _RETRY = 0.04  # and again when it has fallen by this one since the last try
+_NEARBY = 0.5 * ARRIVED  # change of log|θ| to go at which an orbit's linear end has begun
 _LATEST = 1e15  # flow time to give up at, in units of 1/|g| of the activated product
+_MOST_EVALUATIONS = 2_000  # of the field, after which an orbit is given up
+
+_ORBIT_TOLERANCE = 1e-4  # error of log coordinates along an orbit
 
 StepperFactory = Callable[[Objective, BalancedCoordinates, FloatArray], Stepper]
 
@@ -35,7 +41,8 @@ class Transition:
 
     end: StationaryPoint
     left: tuple[int, ...]  # products of the support that went to 0
-    orbit: Orbit
+    at_rest: tuple[int, ...]  # those of them whose field went to 0 as well
+    orbit: Orbit | None = None  # None where the limit was found without following the flow
 
 
 @dataclass(frozen=True)
@@ -45,16 +52,27 @@ class NoLimit:
     message: str
 
 
+class DeadlinePassedError(Exception):
+    """The time for a prediction is over in the middle of a transition."""
+
+
+def orbit_stepper(objective: Objective, chart: BalancedCoordinates, z0: FloatArray) -> Stepper:
+    """Integrator of the orbits ψ of eq. (11), from log coordinates z0."""
+    from dynalyze.flow.surrogate import SurrogateStepper
+
+    return SurrogateStepper(objective, chart, z0, tol=_ORBIT_TOLERANCE)
+
+
 def limit_point(
     objective: Objective,
     start: StationaryPoint,
     coordinate: int,
     sign: int,
     *,
+    zero: FloatArray,
     tolerance: float,
     stepper: StepperFactory,
-    max_steps: int = 20_000,
-    max_evaluations: int = 2_000,
+    deadline: float = np.inf,
 ) -> Transition | NoLimit:
     """θ^{k+1} of eq. (11): where the flow goes from θ^k when one more product activates.
 
@@ -63,15 +81,17 @@ def limit_point(
     objective : Objective
         The loss as a function of the products.
     start : StationaryPoint
-        θ^k with its Hessian columns.
+        θ^k.
     coordinate, sign : int
         i_k and sgn g_{i_k}(θ^k).
+    zero : ndarray, shape (p,)
+        |g_i| that counts as 0 off the support.
     tolerance : float
         Largest |g| on the support at the limit.
     stepper : callable
         Makes the integrator from (objective, chart, z0).
-    max_steps, max_evaluations : int
-        Steps, and evaluations of the field, after which the limit is given up.
+    deadline : float
+        Of `time.monotonic`, after which `DeadlinePassedError` is raised.
     """
     objective = CountedObjective(objective)
     latest = _LATEST / abs(start.field[coordinate])
@@ -89,7 +109,9 @@ def limit_point(
     why = "the rate of loss never fell, so Newton's method was not tried"
     try:
         flow = stepper(objective, chart, chart.z_of_theta(theta))
-        while path.n_steps < max_steps and objective.nfev < max_evaluations and flow.t < latest:
+        while objective.nfev < _MOST_EVALUATIONS and flow.t < latest:
+            if time.monotonic() > deadline:
+                raise DeadlinePassedError
             path.add(flow.step(), flow.z)
             theta, field = chart.theta(flow.z), flow.field
             peak = np.maximum(peak, np.abs(theta))
@@ -100,19 +122,69 @@ def limit_point(
             if rate > min(_FIRST_TRY * rate_peak, _RETRY * rate_tried):
                 continue
             rate_tried = rate
-            shrinking = (chart.signs * field < 0) & (np.abs(theta) < _NEGLIGIBLE * peak)
-            end = _certify(objective, theta, chart.signs, np.flatnonzero(shrinking), tolerance)
+            shrinking = _shrinking(objective, theta, field, chart.signs, peak)
+            end = _certify(objective, theta, chart.signs, shrinking, zero, tolerance, start.value)
             if isinstance(end, StationaryPoint):
                 left = tuple(int(i) for i in np.setdiff1d(support, end.support))
-                return Transition(end, left, path.orbit(end, coordinate))
+                at_rest = fields_at_rest(end, left, zero)
+                return Transition(end, left, at_rest, path.orbit(end, coordinate))
             why = end
     except FlowError as error:
         why = str(error)
     return NoLimit(
-        f"the orbit was followed for {path.n_steps} steps and {objective.nfev} evaluations, to "
+        f"the orbit was followed for {objective.nfev} evaluations, to "
         f"flow time {path.t_end:.3g} after the activation and products up to "
         f"{np.abs(theta).max():.3g}, and found no limit: {why}"
     )
+
+
+def follow_to(
+    objective: Objective,
+    start: StationaryPoint,
+    coordinate: int,
+    sign: int,
+    end: StationaryPoint,
+    *,
+    stepper: StepperFactory,
+    deadline: float = np.inf,
+) -> Orbit:
+    """The orbit of eq. (11) to a limit point that is known.
+
+    Parameters
+    ----------
+    objective, start, coordinate, sign, stepper, deadline
+        As in `limit_point`.
+    end : StationaryPoint
+        θ^{k+1}.
+
+    Raises
+    ------
+    FlowError
+        If the flow cannot be followed until its active products have come within 1% of `end`.
+    """
+    theta = onset(objective, start, coordinate, sign)
+    chart = BalancedCoordinates(np.sign(theta))
+    flow = stepper(objective, chart, chart.z_of_theta(theta))
+    path, latest = OrbitPath(chart), _LATEST / abs(start.field[coordinate])
+    goal = chart.z_of_theta(end.theta)[end.support]
+    while flow.t < latest:
+        if time.monotonic() > deadline:
+            raise DeadlinePassedError
+        path.add(flow.step(), flow.z)
+        # An orbit may pass a saddle nearby before it ends, but not its own end.
+        if 2 * np.abs(flow.z[end.support] - goal).max(initial=0.0) <= _NEARBY:
+            return path.orbit(end, coordinate)
+    raise FlowError(
+        f"the orbit was followed to flow time {flow.t:.3g} after the activation and has not come "
+        "to rest: its slowest product takes longer than that"
+    )
+
+
+def fields_at_rest(
+    end: StationaryPoint, left: tuple[int, ...], zero: FloatArray
+) -> tuple[int, ...]:
+    """Products that left while their field went to 0 as well."""
+    return tuple(i for i in left if abs(end.field[i]) <= zero[i])
 
 
 def onset(objective: Objective, start: StationaryPoint, coordinate: int, sign: int) -> FloatArray:
@@ -145,12 +217,38 @@ def onset(objective: Objective, start: StationaryPoint, coordinate: int, sign: i
     return theta
 
 
+def _shrinking(
+    objective: Objective,
+    theta: FloatArray,
+    field: FloatArray,
+    signs: FloatArray,
+    peak: FloatArray,
+) -> IntArray:
+    """Products that may be on their way to 0.
+
+    They decay exponentially if their field stays negative. If it goes to 0 with them they decay
+    like 1/t, and show by Newton's step, which goes to 0 as well.
+    """
+    support, size = np.flatnonzero(signs), np.abs(theta)
+    inward = signs * field < 0
+    leaving = inward & (size < _NEGLIGIBLE * peak)
+    small = inward & ~leaving & (size < _SMALL * peak)
+    if small.any():
+        goal = theta.copy()
+        columns = objective.hessian_columns(theta, support)
+        goal[support] += scaled_spectrum(columns, support).solve(field[support])
+        leaving |= small & (signs * goal < _SMALL * size)
+    return np.flatnonzero(leaving)
+
+
 def _certify(
     objective: Objective,
     theta: FloatArray,
     signs: FloatArray,
     leaving: IntArray,
+    zero: FloatArray,
     tolerance: float,
+    value_before: float,
 ) -> StationaryPoint | str:
     """Stationary point that certainly attracts the orbit at θ, or why there is none yet.
 
@@ -162,13 +260,18 @@ def _certify(
         end = polish(objective, theta, staying, tolerance=tolerance)
         if isinstance(end, str):
             return end
-        outward = signs[leaving] * end.field[leaving] >= -tolerance
+        outward = signs[leaving] * end.field[leaving] > zero[leaving]
         if not outward.any():
             break
         leaving = leaving[~outward]
     moved = np.abs(np.log(end.theta[staying] / theta[staying]))
     if moved.size and moved.max() > ARRIVED:
         return f"Newton's method moves a product by {np.expm1(moved.max()):.1%}"
-    if end.curvature <= 0:
-        return f"the nearest stationary point is a saddle (relative curvature {end.curvature:.1e})"
-    return end
+    # Where a field goes to 0 with its product, the Hessian decides whether the product stays 0.
+    at_rest = leaving[np.abs(end.field[leaving]) <= zero[leaving]]
+    if at_rest.size:
+        whole = np.concatenate([staying, at_rest])
+        columns = objective.hessian_columns(end.theta, whole)
+        if scaled_spectrum(columns, whole).eigenvalues[0] <= 0:
+            return "a product and its field go to 0 together, where the loss has no minimum"
+    return rest(end, value_before - end.value)

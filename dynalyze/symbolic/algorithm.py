@@ -100,8 +100,7 @@ def stages(
     max_stages : int
         Stop after so many stages.
     time_limit : float
-        Seconds that SymPy may take to solve for one stationary point, and the numerical flow to
-        come to rest there.
+        Seconds that SymPy may take to solve for one stationary point.
 
     Returns
     -------

@@ -6,7 +6,6 @@ stationary points, and a numerical integration of ψ at the reference point says
 the flow reaches.
 """
 
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -89,7 +88,7 @@ def limit_point(
         return _least_squares(problem, quadratic, allowed, signs, decisions)
     start = np.array([float(decisions.at_reference(value)) for value in theta])
     new = np.array(signs) * (start == 0)
-    end = flow_end(problem, start + _START * new, decisions, time_limit=time_limit)
+    end = flow_end(problem, start + _START * new, decisions)
     return _solved(problem, restricted, end, decisions, time_limit)
 
 
@@ -189,9 +188,7 @@ def _distance(
     return float(np.max(np.abs(np.array(values) - end)) / (1 + np.max(np.abs(end))))
 
 
-def flow_end(
-    problem: ExpectedLoss, start: FloatArray, decisions: Decisions, *, time_limit: float
-) -> FloatArray:
+def flow_end(problem: ExpectedLoss, start: FloatArray, decisions: Decisions) -> FloatArray:
     """Where the balanced flow dθ_i/dt = 2|θ_i| g_i(θ) from `start` rests at the reference point.
 
     Integrated in log|θ|, then polished by Newton's method on the coordinates that stay.
@@ -204,8 +201,6 @@ def flow_end(
         Start, 0 for coordinates that do not take part.
     decisions : Decisions
         Its reference point gives the parameters their values.
-    time_limit : float
-        Seconds after which to give up.
 
     Returns
     -------
@@ -237,7 +232,6 @@ def flow_end(
     flow = LSODA(
         velocity, 0.0, np.log(np.abs(start[moving])), np.inf, jac=jacobian, rtol=1e-10, atol=1e-10
     )
-    deadline = time.monotonic() + time_limit
     for step in range(_STEPS):
         flow.step()
         theta = theta_of(flow.y)
@@ -245,8 +239,6 @@ def flow_end(
             g = field(theta)
         if flow.status == "failed" or not np.all(np.isfinite(g)) or np.abs(theta).max() > _LARGE:
             raise NoLimitPoint(f"the flow diverges: it gets to {_at(problem, moving, theta)}")
-        if time.monotonic() > deadline:
-            break
         leaving = (np.abs(theta) < _GONE) & (signs * g < 0)
         if step % 10 == 0:
             polished = _newton(np.where(leaving, 0.0, theta), ~leaving, field, hessian)

@@ -260,10 +260,17 @@ class Interrupted(CountedObjective):
         super().__init__(DiagonalLinear(3).bind((X, Y)))
         self.at_call = at_call
 
+    def field(self, theta):
+        self._interrupt()
+        return super().field(theta)
+
     def value_and_field(self, theta):
+        self._interrupt()
+        return super().value_and_field(theta)
+
+    def _interrupt(self):
         if self.nfev == self.at_call:
             raise KeyboardInterrupt
-        return super().value_and_field(theta)
 
 
 INIT = Initialization.gaussian(3, log10_alpha=-300, rng=0)
