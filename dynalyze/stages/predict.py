@@ -3,13 +3,12 @@
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 from tqdm.auto import tqdm
 
 from dynalyze._interrupts import delivering, held, interruptible, take
-from dynalyze._typing import ArrayLike, Data, FloatArray
+from dynalyze._typing import ArrayLike, Data
 from dynalyze._warn import warn
 from dynalyze.errors import InvalidInputError, StagesOverlapWarning
 from dynalyze.flow.initialization import Initialization, check_initialization
@@ -19,11 +18,12 @@ from dynalyze.models.data import as_positive_int
 from dynalyze.models.losses import Loss, loss_name
 from dynalyze.models.protocol import Model, Objective
 from dynalyze.stages.algorithm import Ending, Limits, Stage, Status, Transitions, Zero, recurse
+from dynalyze.stages.assemble import assemble
 from dynalyze.stages.clocks import FiniteScaleClock, LeadingOrderClock
 from dynalyze.stages.finite import FiniteScaleStages
 from dynalyze.stages.prediction import StagePrediction, Stats
 from dynalyze.stages.stationary import StationaryPoint, at_origin
-from dynalyze.stages.transition import ONSET, Transition, orbit_stepper
+from dynalyze.stages.transition import ONSET, orbit_stepper
 
 _MOST_FINITE = 2  # stages at a finite α, in units of those of the limit
 _STATIONARY = 1e-10  # |g| on the support at a limit point, relative to max|g(0)|
@@ -159,7 +159,7 @@ def predict_stages(
         "field_tolerance": field_tolerance,
     }
     del transitions  # with the factorizations and the orbits that only they needed
-    prediction = _collect(
+    prediction = assemble(
         origin, stages, log_scales, names, ending, stats, limits, finite, configuration, bound
     )
     if take() and ending.status is not Status.INTERRUPTED:
@@ -221,83 +221,6 @@ def _warn_of_overlap(prediction: StagePrediction, log10_alpha: float) -> None:
         "and jump times are less certain. For smaller α see log10_alpha_separated",
         StagesOverlapWarning,
     )
-
-
-def _collect(
-    origin: StationaryPoint,
-    stages: list[Stage],
-    log_scales: list[FloatArray],
-    names: tuple[str, ...],
-    ending: Ending,
-    stats: Stats,
-    limits: Limits,
-    finite: FiniteScaleStages | None,
-    configuration: dict[str, Any],
-    objective: Objective,
-) -> StagePrediction:
-    plateaus = [origin] + [stage.transition.end for stage in stages]
-    activations = [stage.activation for stage in stages]
-    onsets = [stage.onset_time for stage in stages]
-    losses = [point.value for point in plateaus]
-    support_sizes = [point.support.size for point in plateaus]
-    left = tuple(stage.transition.left for stage in stages)
-    caveats = tuple(_caveat(stage.transition, names) for stage in stages)
-    durations = _durations(stages)
-    zero_fields = limits.zero(plateaus[-1].theta)
-    thetas, fields = [point.theta for point in plateaus], [point.field for point in plateaus]
-    plateaus.clear()
-    stages.clear()
-    return StagePrediction(
-        times=np.array(onsets, dtype=float),
-        coordinates=np.array([a.coordinate for a in activations], dtype=np.int64),
-        signs=np.array([a.sign for a in activations], dtype=np.int64),
-        theta=_stacked(thetas),
-        b=_stacked(log_scales),
-        fields=_stacked(fields),
-        losses=np.array(losses),
-        support_sizes=np.array(support_sizes, dtype=np.int64),
-        left=left,
-        runner_ups=np.array([a.runner_up for a in activations], dtype=np.int64),
-        gaps=np.array([a.runner_up_wait - a.wait for a in activations], dtype=float),
-        caveats=caveats,
-        known_durations=durations,
-        zero_fields=zero_fields,
-        tie_tolerance=limits.tie_tolerance,
-        product_names=names,
-        status=ending.status,
-        message=ending.message,
-        stats=stats,
-        finite=finite,
-        configuration=configuration,
-        objective=objective,
-    )
-
-
-def _stacked(rows: list[FloatArray]) -> FloatArray:
-    """One array of the rows, which are released: complete paths of wide data are large."""
-    array = np.array(rows)
-    rows.clear()
-    return array
-
-
-def _caveat(transition: Transition, names: tuple[str, ...]) -> str:
-    """What is degenerate at the end of a transition, in words; empty where nothing is."""
-    found = [transition.end.caveat] if transition.end.caveat else []
-    if transition.at_rest:
-        listed = ", ".join(names[i] for i in transition.at_rest)
-        found.append(
-            f"the field of {listed} goes to 0 together with the product, so that when it returns "
-            "is not determined (Assumption 4.2 fails in the limit)"
-        )
-    return "; ".join(found)
-
-
-def _durations(stages: list[Stage]) -> FloatArray | None:
-    """Flow time that each transition takes, (K,); None where the orbits were not followed."""
-    orbits = [stage.transition.orbit for stage in stages]
-    if None in orbits:
-        return None
-    return np.array([orbit.duration for orbit in orbits if orbit is not None], dtype=float)
 
 
 def _check_options(
