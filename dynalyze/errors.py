@@ -29,6 +29,10 @@ class ConstantFeatureWarning(DynalyzeWarning):
     """A feature has the same value everywhere, so what is learned on it may not be meant."""
 
 
+class FrozenParametersWarning(DynalyzeWarning):
+    """Parameters that would train in the network are in no product, so they stay as they are."""
+
+
 class KernelCacheWarning(DynalyzeWarning):
     """No cache folder can be written, so code is compiled again in every process."""
 

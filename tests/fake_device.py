@@ -86,6 +86,7 @@ def fake_device(free_bytes: int = 2**30) -> Iterator[FakeDevice]:
             (torch.cuda, "set_device", lambda device: None),
             (torch.cuda, "synchronize", lambda device=None: None),
             (torch.cuda, "empty_cache", lambda: None),
+            (torch.cuda, "get_rng_state", lambda device=None: torch.get_rng_state()),
             (torch.cuda, "mem_get_info", lambda d=None: (device.free_bytes, 2 * device.free_bytes)),
         ):
             stack.enter_context(mock.patch.object(owner, name, value))

@@ -31,6 +31,7 @@ class Objective(Protocol):
       `HessianMinimizer`, which is used otherwise.
     - ``compiled``: True where calls run Numba kernels. Ctrl-C never ends such a call, as a second
       one does where a call in Python takes long.
+    - ``rounding``: relative error of g where it is computed in less than float64.
     """
 
     @property

@@ -6,7 +6,8 @@ from difflib import get_close_matches
 import numpy as np
 
 from dynalyze._torch import torch
-from dynalyze.errors import DynalyzeWarning, InvalidInputError
+from dynalyze._warn import warn
+from dynalyze.errors import DynalyzeWarning, FrozenParametersWarning, InvalidInputError
 
 nn = torch.nn
 
@@ -27,6 +28,12 @@ _NON_SMOOTH_MODULES = (
     nn.MaxPool3d,
     nn.AdaptiveMaxPool1d,
     nn.AdaptiveMaxPool2d,
+    nn.AdaptiveMaxPool3d,
+    nn.FractionalMaxPool2d,
+    nn.ELU,  # and those below: once differentiable
+    nn.CELU,
+    nn.SELU,
+    nn.Softsign,
 )
 
 
@@ -69,6 +76,12 @@ def check_pairs(
         pair = (given[0], given[1])
         pairs.append(pair)
         u, v = (parameter_named(module, name, f"products[{index}]") for name in pair)
+        for name, parameter in zip(pair, (u, v), strict=True):
+            if not parameter.is_floating_point():
+                raise InvalidInputError(
+                    f"products[{index}]: {name} is {parameter.dtype}; the theory is about products "
+                    "of real numbers"
+                )
         if u.shape != v.shape:
             raise InvalidInputError(
                 f"products[{index}]: {pair[0]} has shape {tuple(u.shape)} and {pair[1]} "
@@ -100,7 +113,7 @@ def check_modules(module: nn.Module) -> tuple[tuple[str, ...], tuple[str, ...]]:
                 f"{where} drops at random with p={part.p}: L(θ) must be a function; "
                 "call module.eval() first or set p=0"
             )
-        if isinstance(part, nn.modules.batchnorm._NormBase) and (
+        if isinstance(part, nn.modules.batchnorm._BatchNorm) and (
             part.training or part.running_mean is None
         ):
             raise InvalidInputError(
@@ -112,9 +125,34 @@ def check_modules(module: nn.Module) -> tuple[tuple[str, ...], tuple[str, ...]]:
     low = tuple(
         f"{name} ({str(tensor.dtype).removeprefix('torch.')})"
         for name, tensor in (*module.named_parameters(), *module.named_buffers())
-        if tensor.is_floating_point() and tensor.dtype != torch.float64
+        if (tensor.is_floating_point() and tensor.dtype != torch.float64)
+        or (tensor.is_complex() and tensor.dtype != torch.complex128)
     )
     return tuple(non_smooth), low
+
+
+def check_outside(
+    module: nn.Module, pairs: Sequence[Sequence[str]], parameters: str | None
+) -> None:
+    """Warn of parameters with ``requires_grad`` in none of the pairs, unless "frozen" is said."""
+    if parameters not in (None, "frozen"):
+        raise InvalidInputError(
+            f'parameters={parameters!r} is not known: give "frozen", or leave it out'
+        )
+    named = dict(module.named_parameters(remove_duplicate=False))
+    paired = {id(named[name]) for pair in pairs for name in pair}
+    outside = [
+        name
+        for name, parameter in module.named_parameters()
+        if parameter.requires_grad and id(parameter) not in paired
+    ]
+    if outside and parameters is None:
+        warn(
+            f"{some(outside)}: trainable, but in none of the products, so frozen at the values "
+            "that they have. Where they train too, stages and times are others; "
+            'parameters="frozen" says that this is meant',
+            FrozenParametersWarning,
+        )
 
 
 def some(names: Sequence[str], limit: int = 3) -> str:

@@ -1,8 +1,7 @@
 """Any PyTorch module in which pairs of parameters enter as elementwise products."""
 
 from collections.abc import Sequence
-from itertools import pairwise
-from typing import Self
+from typing import Literal, Self
 
 import numpy as np
 
@@ -11,26 +10,22 @@ from dynalyze._typing import ArrayLike, Data, FloatArray
 from dynalyze._warn import warn
 from dynalyze.errors import InvalidInputError
 from dynalyze.models.data import as_positive_int, normalized_sample_weight
-from dynalyze.models.losses import squared_loss_factor
-from dynalyze.models.torch_data import gather
-from dynalyze.models.torch_device import default_budget, private_copy, usable_device
+from dynalyze.models.torch_device import converted, private_copy, type_named, usable_device
 from dynalyze.models.torch_inspection import (
     NonSmoothWarning,
     UpcastWarning,
     check_modules,
+    check_outside,
     check_pairs,
     names_of_entries,
     some,
 )
-from dynalyze.models.torch_loss import SampleLoss, checked_loss, float_targets, squared_loss
-from dynalyze.models.torch_objective import Function, TorchObjective, differentiable_attention
-from dynalyze.models.torch_probing import (
-    check_function,
-    check_products_alone,
-    non_smooth_operations,
-)
+from dynalyze.models.torch_loss import SampleLoss
+from dynalyze.models.torch_network import Function, ProductNetwork, loss_in
+from dynalyze.models.torch_objective import TorchObjective, relative_difference
+from dynalyze.models.torch_preparation import prepared
 
-_PROBE_SAMPLES = 4
+_COMPARED = 64  # samples on which float32 is held against float64
 
 
 class TorchModel:
@@ -55,16 +50,26 @@ class TorchModel:
         Where to compute; by default where the module is.
     memory_budget : int, optional
         Bytes that one pass may take: samples and Hessian columns are worked through in chunks
-        that fit. By default 64 MiB on a CPU, near its caches, half of the free memory on a GPU.
+        that fit. By default 64 MiB on a CPU, near its caches; on a GPU the data may take half of
+        the free memory, and a pass half of what then remains.
+    precision : {"float64", "float32"}
+        Type in which a pass computes; sums over samples are in float64 in any case. In float32
+        the relative error of the field is measured when data are bound, and stated as
+        `TorchObjective.rounding`.
+    parameters : "frozen", optional
+        Says that trainable parameters outside `products` are meant to stay at their values.
 
     Raises
     ------
     InvalidInputError
         For names that the module has not (close matches are listed), unequal shapes, active
-        dropout, or batch normalization in training mode.
+        dropout, batch normalization in training mode, or a module that cannot be copied.
 
     Warns
     -----
+    FrozenParametersWarning
+        If parameters outside `products` have ``requires_grad``, unless ``parameters="frozen"``:
+        where they train too, stages and times are others.
     UpcastWarning
         If the module is of lower precision than float64.
     NonSmoothWarning
@@ -79,6 +84,8 @@ class TorchModel:
         product_names: Sequence[str] | None = None,
         device: str | torch.device | None = None,
         memory_budget: int | None = None,
+        precision: Literal["float64", "float32"] = "float64",
+        parameters: Literal["frozen"] | None = None,
     ) -> None:
         given: object = module
         if not isinstance(given, torch.nn.Module):
@@ -88,6 +95,7 @@ class TorchModel:
             )
         pairs = check_pairs(module, products)
         non_smooth, low_precision = check_modules(module)
+        check_outside(module, pairs, parameters)
         if non_smooth:
             warn(
                 f"{some(non_smooth)}: not twice differentiable, which Definition 3.1 asks for; "
@@ -101,17 +109,15 @@ class TorchModel:
                 UpcastWarning,
             )
         first = next(module.parameters())
-        self._device = usable_device(device if device is not None else first.device)
-        self._module = private_copy(module, self._device)
-        self._pairs = pairs
-        parameters = dict(self._module.named_parameters(remove_duplicate=False))
-        self._shapes = tuple(parameters[u].shape for u, _ in pairs)
-        ends = np.cumsum([0, *(shape.numel() for shape in self._shapes)])
-        self._slices = tuple(slice(int(a), int(b)) for a, b in pairwise(ends))
-        labels = [f"{u}*{v}" for u, v in pairs]
-        self._names = names_of_entries(product_names, labels, self._shapes)
-        self._function: Function = self._evaluate
+        where = usable_device(device if device is not None else first.device)
+        with torch.inference_mode(False):
+            private = private_copy(module, where)
+        own = dict(private.named_parameters(remove_duplicate=False))
+        shapes = tuple(own[u].shape for u, _ in pairs)
+        self._names = names_of_entries(product_names, [f"{u}*{v}" for u, v in pairs], shapes)
+        self._network = ProductNetwork(private, len(self._names), where, pairs, shapes)
         self._budget = memory_budget
+        self._dtype = type_named(precision)
         self._non_smooth = non_smooth
 
     @classmethod
@@ -123,6 +129,7 @@ class TorchModel:
         product_names: Sequence[str] | None = None,
         device: str | torch.device | None = None,
         memory_budget: int | None = None,
+        precision: Literal["float64", "float32"] = "float64",
     ) -> Self:
         """Take h(x; θ) itself, as ``function(x, theta)`` of torch tensors.
 
@@ -130,12 +137,12 @@ class TorchModel:
         ----------
         function : callable
             Maps inputs of shape (n, ...) and `theta` of shape (p,), both float64, to outputs
-            of shape (n, ...).
+            of shape (n, ...); likewise in float32 if `precision` says so.
         n_products : int
             Number p of products.
         product_names : sequence of str, optional
             p names, or one to which the index is added; by default ``theta[3]``.
-        device, memory_budget
+        device, memory_budget, precision
             As for `TorchModel`.
 
         Raises
@@ -150,19 +157,16 @@ class TorchModel:
             )
         n_products = as_positive_int(n_products, "n_products")
         self = cls.__new__(cls)
-        self._device = usable_device(device if device is not None else "cpu")
-        self._module = torch.nn.Module()
-        self._pairs = ()
-        self._shapes = ()
-        self._slices = ()
+        where = usable_device(device if device is not None else "cpu")
+        self._network = ProductNetwork(torch.nn.Module(), n_products, where, function=function)
         self._names = names_of_entries(product_names, ["theta"], [torch.Size([n_products])])
-        self._function = function
         self._budget = memory_budget
+        self._dtype = type_named(precision)
         self._non_smooth = ()
         return self
 
     def __repr__(self) -> str:
-        what = type(self._module).__name__ if self._pairs else "function"
+        what = type(self.module).__name__ if self.products else "function"
         return f"TorchModel({what}, n_products={self.n_products})"
 
     @property
@@ -183,17 +187,17 @@ class TorchModel:
     @property
     def device(self) -> torch.device:
         """Where the model computes."""
-        return self._device
+        return self._network.device
 
     @property
     def products(self) -> tuple[tuple[str, str], ...]:
         """Names of the parameters (u, v) of each product; empty for a function h(x; θ)."""
-        return self._pairs
+        return self._network.pairs
 
     @property
     def module(self) -> torch.nn.Module:
         """The float64 copy of the module that is evaluated; its parameters do not change."""
-        return self._module
+        return self._network.module
 
     def weights(self) -> tuple[FloatArray, FloatArray]:
         """The module's own values of u and v, each of shape (p,), flattened as θ is.
@@ -203,25 +207,19 @@ class TorchModel:
         InvalidInputError
             If the model is a function h(x; θ), which has no weights.
         """
-        if not self._pairs:
+        if not self.products:
             raise InvalidInputError(
                 "the model is a function h(x; θ) and has no weights u and v: draw them by "
                 "Initialization.gaussian"
             )
-        parameters = dict(self._module.named_parameters(remove_duplicate=False))
+        parameters = dict(self.module.named_parameters(remove_duplicate=False))
         u, v = (
             np.concatenate(
-                [parameters[pair[side]].detach().cpu().numpy().ravel() for pair in self._pairs]
+                [parameters[pair[side]].detach().cpu().numpy().ravel() for pair in self.products]
             )
             for side in (0, 1)
         )
         return u, v
-
-    def split(self, theta: torch.Tensor) -> list[torch.Tensor]:
-        """Cut θ, shape (p,), into the tensors of the pairs, each in its shape."""
-        return [
-            theta[part].view(shape) for part, shape in zip(self._slices, self._shapes, strict=True)
-        ]
 
     def bind(
         self,
@@ -249,28 +247,40 @@ class TorchModel:
         Raises
         ------
         InvalidInputError
-            If the module does not run on the data, is random, mixes the samples of a batch, or
-            does not depend on the products alone.
+            If the module does not run on the data, is random, mixes the samples of a batch, does
+            not depend on the products alone, or has derivatives by autograd that are not its own.
 
         Warns
         -----
         NonSmoothWarning
-            If an operation of the forward pass is not twice differentiable.
+            If an operation of the forward pass or of the loss is not twice differentiable.
         """
-        inputs, targets, sample_loss = self.prepare(data, loss=loss)
-        weights = normalized_sample_weight(sample_weight, len(inputs))
-        budget = self._budget if self._budget is not None else default_budget(self._device)
-        return TorchObjective(
-            self._function,
-            inputs,
-            targets,
-            sample_weight=torch.from_numpy(weights),
-            loss=sample_loss,
-            product_names=self._names,
-            device=self._device,
-            memory_budget=budget,
-            non_smooth=self._kinks(inputs),
+        inputs, targets, sample_loss, kinks = prepared(
+            self._network, data, loss, products_alone=True, second=True, known=self._non_smooth
         )
+        weights = normalized_sample_weight(sample_weight, len(inputs))
+
+        def bound(dtype: torch.dtype, part: slice) -> TorchObjective:
+            exact = dtype == torch.float64
+            return TorchObjective(
+                self._network if exact else self._network.in_type(dtype),
+                *(converted(t[part], torch.device("cpu"), dtype) for t in (inputs, targets)),
+                sample_weight=torch.from_numpy(weights[part]),
+                loss=sample_loss if exact else loss_in(sample_loss, dtype, self.device),
+                product_names=self._names,
+                device=self.device,
+                memory_budget=self._budget,
+                non_smooth=kinks,
+            )
+
+        with torch.inference_mode(False):
+            objective = bound(self._dtype, slice(None))
+            if self._dtype != torch.float64:
+                few = slice(_COMPARED)
+                objective.rounding = relative_difference(
+                    bound(self._dtype, few), bound(torch.float64, few)
+                )
+        return objective
 
     def prepare(
         self, data: Data, *, loss: str | SampleLoss = "squared", products_alone: bool = True
@@ -280,41 +290,7 @@ class TorchModel:
         This is the first half of `bind`, which explains the parameters and what is raised.
         `products_alone` is False for weights that enter otherwise than as elementwise products.
         """
-        inputs, targets = gather(data)
-        probe = inputs[:_PROBE_SAMPLES].to(self._device)
-        with differentiable_attention():
-            output = check_function(self._function, probe, self.n_products)
-            if self._pairs and products_alone:
-                check_products_alone(self._call, self._pairs, self._shapes, probe)
-        # Modules with kinks were named when the model was made.
-        if found := () if self._non_smooth else self._kinks(inputs):
-            warn(
-                f"the forward pass uses {some(found)}: not twice differentiable, which "
-                "Definition 3.1 asks for; stages predicted may be wrong where its argument "
-                "changes sign. Use GELU, SiLU or Softplus",
-                NonSmoothWarning,
-            )
-        if callable(loss):
-            sample_loss = checked_loss(loss, output, targets[:_PROBE_SAMPLES].to(self._device))
-        else:
-            targets = float_targets(targets, output, len(inputs))
-            sample_loss = squared_loss(squared_loss_factor(loss, output[0].numel()))
-        return inputs, targets, sample_loss
-
-    def _kinks(self, inputs: torch.Tensor) -> tuple[str, ...]:
-        """Modules, or else operations of a forward pass, that are not twice differentiable."""
-        probe = inputs[:_PROBE_SAMPLES].to(self._device)
-        with differentiable_attention():
-            return self._non_smooth or non_smooth_operations(self._function, probe, self.n_products)
-
-    def _evaluate(self, inputs: torch.Tensor, theta: torch.Tensor) -> torch.Tensor:
-        """h(x; θ) with u = θ and v = 1, exact where the module sees the products alone."""
-        weights = {}
-        for (name_u, name_v), value in zip(self._pairs, self.split(theta), strict=True):
-            weights[name_u] = value
-            weights[name_v] = torch.ones_like(value)
-        return self._call(weights, inputs)
-
-    def _call(self, weights: dict[str, torch.Tensor], inputs: torch.Tensor) -> torch.Tensor:
-        output: torch.Tensor = torch.func.functional_call(self._module, weights, (inputs,))
-        return output
+        known = self._non_smooth
+        return prepared(
+            self._network, data, loss, products_alone=products_alone, second=False, known=known
+        )[:3]

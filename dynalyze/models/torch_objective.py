@@ -1,8 +1,6 @@
 """The loss of a PyTorch model as a function of its products, within a memory budget."""
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager
-from typing import TypeAlias
 
 import numpy as np
 
@@ -11,45 +9,53 @@ from dynalyze._torch import torch
 from dynalyze._typing import FloatArray, IntArray
 from dynalyze.errors import DynalyzeError
 from dynalyze.models.data import as_product_indices, as_products
+from dynalyze.models.torch_calculus import computing, gradient_of
+from dynalyze.models.torch_device import budgets, is_device_error, is_out_of_memory
 from dynalyze.models.torch_loss import SampleLoss
+from dynalyze.models.torch_network import Network, ProductNetwork
 
-Function: TypeAlias = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
-"""h(x; θ) as ``function(x, theta)``: inputs (n, ...) and θ (p,) to outputs (n, ...)."""
 # What a pass holds beside the tensors that autograd saves: outputs, cotangents, temporaries.
 _OVERHEAD = 2
 
 
 class TorchObjective:
-    """L(θ) = Σ_s weight_s ℓ(h(x_s; θ), y_s), in float64, by automatic differentiation.
+    """L(θ) = Σ_s weight_s ℓ(h(x_s; θ), y_s), by automatic differentiation.
 
     Built by `TorchModel.bind`. The samples are worked through in chunks, and Hessian columns in
     chunks of columns too, so that a pass stays within `memory_budget`; where the device runs out
     of memory all the same, the budget is halved and the work goes on. In a torchrun job each
-    rank holds its share of the samples, and every result is summed over the ranks.
+    rank holds its share of the samples, and every result is summed over the ranks. Sums over
+    samples are in float64, whatever type the passes compute in.
 
     Parameters
     ----------
-    function : callable
-        h(x; θ), called as ``function(x, theta)``.
+    network : ProductNetwork
+        h(x; θ).
     inputs, targets : Tensor, shape (n_samples, ...)
-        All samples, on the CPU.
+        All samples, on the CPU; floating-point ones in the type to compute in.
     sample_weight : Tensor, shape (n_samples,)
-        Weights that sum to 1.
+        Weights that sum to 1, in float64.
     loss : callable
         ``loss(output, target)``, one value per sample.
     product_names : tuple of str
         Names of the p products.
     device : torch.device
         Where the work is done.
-    memory_budget : int
-        Bytes that one pass may take.
+    memory_budget : int, optional
+        Bytes that one pass may take; by default as `dynalyze.models.torch_device.budgets` says.
     non_smooth : tuple of str
         Parts of h that are known not to be twice differentiable.
+
+    Attributes
+    ----------
+    rounding : float
+        Relative error of the field by the type that passes compute in: in float64 its unit
+        roundoff; in float32 measured, as `relative_difference` says.
     """
 
     def __init__(
         self,
-        function: Function,
+        network: ProductNetwork,
         inputs: torch.Tensor,
         targets: torch.Tensor,
         *,
@@ -57,23 +63,24 @@ class TorchObjective:
         loss: SampleLoss,
         product_names: tuple[str, ...],
         device: torch.device,
-        memory_budget: int,
+        memory_budget: int | None = None,
         non_smooth: tuple[str, ...] = (),
     ) -> None:
         mine = share(inputs.shape[0])
         tensors = [t[mine] for t in (inputs, targets, sample_weight)]
-        # Data that take more than the budget stay in main memory and travel chunk by chunk.
-        if sum(t.numel() * t.element_size() for t in tensors) <= memory_budget:
+        data_bytes = sum(t.numel() * t.element_size() for t in tensors)
+        keep, self._budget = budgets(device, memory_budget, data_bytes)
+        if keep:  # other data stay in main memory and travel chunk by chunk
             tensors = [t.to(device) for t in tensors]
         self._inputs, self._targets, self._weights = tensors
-        self._function = function
+        self._network = network
         self._loss = loss
         self._device = device
-        self._budget = memory_budget
         self._bytes_per_sample: int | None = None
         self._batched = device.type == "cuda"
         self.product_names = product_names
         self.non_smooth = non_smooth
+        self.rounding = float(np.finfo(np.float64).eps)
 
     @property
     def n_products(self) -> int:
@@ -87,10 +94,13 @@ class TorchObjective:
 
     def value(self, theta: FloatArray) -> float:
         """Loss L(θ); θ has shape (p,)."""
-        point = self._tensor(theta)
-        with torch.no_grad(), differentiable_attention():
-            total = self._sum(lambda chunk, _: self._chunk_loss(point, chunk), torch.zeros(()))
-        return float(total)
+        with computing(derivatives=False):
+            point = self._tensor(theta)
+
+            def kernel(chunk: slice, _: slice) -> torch.Tensor:
+                return self._network.at(point, lambda network: self._chunk_loss(network, chunk))
+
+            return float(self._sum(kernel, ()))
 
     def field(self, theta: FloatArray) -> FloatArray:
         """Field g(θ) = −∂L/∂θ of eq. (4), shape (p,)."""
@@ -98,15 +108,18 @@ class TorchObjective:
 
     def value_and_field(self, theta: FloatArray) -> tuple[float, FloatArray]:
         """L(θ) and g(θ) from one backward pass."""
-        point = self._tensor(theta).requires_grad_()
+        with computing(derivatives=True):
+            point = self._tensor(theta).requires_grad_()
 
-        def kernel(chunk: slice, _: slice) -> torch.Tensor:
-            value = self._chunk_loss(point, chunk)
-            (gradient,) = torch.autograd.grad(value, point)
-            return torch.cat([value.detach()[None], -gradient])
+            def kernel(chunk: slice, _: slice) -> torch.Tensor:
+                def slopes(network: Network) -> torch.Tensor:
+                    value = self._chunk_loss(network, chunk)
+                    gradient = gradient_of(value, point)
+                    return torch.cat([value.detach()[None], -gradient])
 
-        with differentiable_attention():
-            total = self._sum(kernel, torch.zeros(self.n_products + 1)).numpy()
+                return self._network.at(point, slopes)
+
+            total = self._sum(kernel, (self.n_products + 1,)).numpy()
         return float(total[0]), total[1:].copy()
 
     def hessian_columns(self, theta: FloatArray, indices: IntArray) -> FloatArray:
@@ -120,33 +133,35 @@ class TorchObjective:
         indices = as_product_indices(indices, self.n_products)
         if indices.size == 0:
             return np.zeros((self.n_products, 0))
-        point = self._tensor(theta).requires_grad_()
-        basis = torch.zeros(indices.size, self.n_products, dtype=torch.float64)
-        basis[torch.arange(indices.size), torch.from_numpy(indices)] = 1.0
-        basis = basis.to(self._device)
+        with computing(derivatives=True):
+            point = self._tensor(theta).requires_grad_()
+            basis = torch.zeros(indices.size, self.n_products, dtype=torch.float64, device="cpu")
+            basis[np.arange(indices.size), indices] = 1.0
+            basis = basis.to(self._device)
 
-        def kernel(chunk: slice, columns: slice) -> torch.Tensor:
-            value = self._chunk_loss(point, chunk)
-            (gradient,) = torch.autograd.grad(value, point, create_graph=True)
-            if not gradient.requires_grad:  # L is linear in θ
-                return torch.zeros_like(basis[columns])
-            return self._products_with(gradient, point, basis[columns])
+            def kernel(chunk: slice, columns: slice) -> torch.Tensor:
+                def curves(network: Network) -> torch.Tensor:
+                    gradient = gradient_of(self._chunk_loss(network, chunk), point, graph=True)
+                    return self._products_with(gradient, point, basis[columns])
 
-        with differentiable_attention():
-            rows = self._sum(kernel, torch.zeros(indices.size, self.n_products))
+                return self._network.at(point, curves)
+
+            rows = self._sum(kernel, (indices.size, self.n_products))
         return rows.numpy().T.copy()
 
     def _products_with(
         self, gradient: torch.Tensor, point: torch.Tensor, directions: torch.Tensor
     ) -> torch.Tensor:
+        if not gradient.requires_grad:  # L is linear in θ
+            return torch.zeros_like(directions)
         if self._batched:
             try:
                 return torch.autograd.grad(
                     gradient, point, directions, retain_graph=True, is_grads_batched=True
                 )[0]
-            except torch.OutOfMemoryError:
-                raise
-            except (RuntimeError, NotImplementedError):
+            except (RuntimeError, NotImplementedError) as error:
+                if is_out_of_memory(error) or is_device_error(error):
+                    raise
                 # If the module itself is at fault, the loop raises its error.
                 self._batched = False
         rows = [
@@ -154,26 +169,26 @@ class TorchObjective:
         ]
         return torch.stack(rows)
 
-    def _chunk_loss(self, theta: torch.Tensor, chunk: slice) -> torch.Tensor:
+    def _chunk_loss(self, network: Network, chunk: slice) -> torch.Tensor:
         inputs, targets, weights = (
             tensor[chunk].to(self._device)
             for tensor in (self._inputs, self._targets, self._weights)
         )
-        return weights @ self._loss(self._function(inputs, theta), targets)
+        return weights @ self._loss(network(inputs), targets).to(weights.dtype)
 
     def _tensor(self, theta: FloatArray) -> torch.Tensor:
         array = as_products(theta, self.n_products).copy()
         return torch.from_numpy(array).to(self._device)
 
     def _sum(
-        self, kernel: Callable[[slice, slice], torch.Tensor], into: torch.Tensor
+        self, kernel: Callable[[slice, slice], torch.Tensor], shape: tuple[int, ...]
     ) -> torch.Tensor:
         """Sum kernel(samples, columns) over chunks of samples, for every chunk of columns.
 
-        `into` gives the result's shape; a two-dimensional result has one row per column.
+        A two-dimensional result has one row per column.
         """
-        n_columns = into.shape[0] if into.ndim == 2 else 0
-        total = into.to(self._device, torch.float64)
+        n_columns = shape[0] if len(shape) == 2 else 0
+        total = torch.zeros(shape, dtype=torch.float64, device=self._device)
         start = 0
         while True:
             width, part = self._sum_samples(kernel, slice(start, n_columns))
@@ -199,7 +214,9 @@ class TorchObjective:
             chunk = slice(sample, min(sample + size, n_samples))
             try:
                 total = total + kernel(chunk, columns)
-            except torch.OutOfMemoryError:
+            except RuntimeError as error:
+                if not is_out_of_memory(error):
+                    raise
                 self._halve_budget(chunk, columns)
                 if self._chunk_sizes(n_columns)[1] < n_columns:
                     total, sample = 0.0, 0  # fewer columns from here on: begin them anew
@@ -238,8 +255,8 @@ class TorchObjective:
             return tensor
 
         with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(pack, unpack):
-            graph = self._chunk_loss(point, chunk)  # keeps every saved storage alive
-        del graph
+            # The graph keeps every saved storage alive until it is let go.
+            self._network.at(point, lambda network: self._chunk_loss(network, chunk).detach())
         return sum(sizes.values())
 
     def _halve_budget(self, chunk: slice, columns: slice) -> None:
@@ -255,12 +272,13 @@ class TorchObjective:
         self._budget = max(1, min(self._budget, used) // 2)
 
 
-def differentiable_attention() -> AbstractContextManager[None]:
-    """Have scaled-dot-product attention computed by formulas that differentiate twice.
-
-    The fused kernels have no second derivatives.
-    """
-    from torch.nn.attention import SDPBackend, sdpa_kernel
-
-    context: AbstractContextManager[None] = sdpa_kernel(SDPBackend.MATH)
-    return context
+def relative_difference(objective: TorchObjective, exact: TorchObjective) -> float:
+    """Largest |g − g_exact| over the largest |g_exact|, at 0 and at random products."""
+    rng = np.random.default_rng(0)  # any generic point serves
+    worst = 0.0
+    for theta in (np.zeros(exact.n_products), rng.standard_normal(exact.n_products)):
+        field = exact.field(theta)
+        size = float(np.abs(field).max())
+        if size > 0:
+            worst = max(worst, float(np.abs(objective.field(theta) - field).max()) / size)
+    return worst

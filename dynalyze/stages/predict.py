@@ -99,6 +99,7 @@ def predict_stages(
     started = time.monotonic()
     _check_options(max_stages, max_seconds, field_tolerance, tie_tolerance)
     bound = bind(model, data, loss=loss, sample_weight=sample_weight)
+    _check_rounding(bound)
     objective = CountedObjective(bound)
     if init is not None:
         check_initialization(init, objective.n_products)
@@ -168,6 +169,16 @@ def predict_stages(
     if init is not None and prediction.status is not Status.INTERRUPTED:
         _warn_of_overlap(prediction, init.log10_alpha)
     return prediction
+
+
+def _check_rounding(objective: Objective) -> None:
+    rounding = getattr(objective, "rounding", 0.0)
+    if rounding > _STATIONARY:
+        raise InvalidInputError(
+            f"the field of the model has a relative error of {rounding:.1e}, as in float32, and "
+            f"limit points are found to {_STATIONARY:g}: give the model precision='float64'; "
+            "simulate and train take float32"
+        )
 
 
 def _check_finite(origin: StationaryPoint, model: Model | Objective) -> None:

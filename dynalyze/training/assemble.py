@@ -18,7 +18,7 @@ from dynalyze._warn import warn
 from dynalyze.errors import DynalyzeWarning, InvalidInputError
 from dynalyze.flow.initialization import Initialization
 from dynalyze.models.losses import loss_name
-from dynalyze.models.torch_objective import differentiable_attention
+from dynalyze.models.torch_calculus import differentiable_attention
 from dynalyze.training.batches import Samples, Shuffle
 from dynalyze.training.engine import Engine, chunk_near_caches
 from dynalyze.training.graded import Grading

@@ -17,8 +17,8 @@ from dynalyze._torch import torch
 from dynalyze._typing import Data, FloatArray, IntArray
 from dynalyze.errors import FlowError, InvalidInputError
 from dynalyze.flow.initialization import Initialization
+from dynalyze.models.torch_calculus import differentiable_attention
 from dynalyze.models.torch_loss import SampleLoss
-from dynalyze.models.torch_objective import differentiable_attention
 from dynalyze.training.engine import Engine, chunk_near_caches
 from dynalyze.training.graded import Grading
 from dynalyze.training.heads import FullHead

@@ -23,7 +23,7 @@ from dynalyze._typing import Data, FloatArray, IntArray
 from dynalyze.errors import InvalidInputError
 from dynalyze.models.torch_loss import SampleLoss
 from dynalyze.models.torch_model import TorchModel
-from dynalyze.models.torch_objective import Function
+from dynalyze.models.torch_network import Function
 from dynalyze.training.heads import FullHead
 from dynalyze.training.rank_limits import end_of_flow
 

@@ -1,12 +1,17 @@
 """What a PyTorch model refuses or warns of, by the text the user reads."""
 
 import sys
+import threading
+import warnings
 
 import numpy as np
 import pytest
 import torch
+from fake_device import fake_device
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
+from dynalyze import FrozenParametersWarning
 from dynalyze.errors import DynalyzeError, InvalidInputError, MissingDependencyError
 from dynalyze.models import TorchModel
 from dynalyze.models.torch_inspection import NonSmoothWarning, UpcastWarning
@@ -17,7 +22,7 @@ class Net(nn.Module):
         super().__init__()
         self.u = nn.Parameter(torch.randn(size, dtype=dtype))
         self.v = nn.Parameter(torch.randn(size, dtype=dtype))
-        self.long = nn.Parameter(torch.randn(size + 1, dtype=dtype))
+        self.long = nn.Parameter(torch.randn(size + 1, dtype=dtype), requires_grad=False)
         self.middle = middle if middle is not None else nn.Tanh()
 
     def forward(self, x):
@@ -98,7 +103,7 @@ def test_functional_dropout_is_refused():
 
 
 def test_batch_norm_in_training_mode_is_refused():
-    net = Net(nn.BatchNorm1d(3).double())
+    net = Net(nn.BatchNorm1d(3, affine=False).double())
     with pytest.raises(
         InvalidInputError, match=r"middle \(BatchNorm1d\) normalizes .* module.eval\(\)"
     ):
@@ -106,14 +111,164 @@ def test_batch_norm_in_training_mode_is_refused():
     bind(net.eval())
 
 
-def test_hand_written_batch_statistics_are_refused():
-    class Centred(Net):
-        def forward(self, x):
-            out = super().forward(x)
-            return out - out.mean(0)
+def test_instance_norm_in_training_mode_is_no_batch_norm():
+    norm = nn.InstanceNorm1d(1)
+    bind(Net(nn.Sequential(nn.Unflatten(1, (1, 3)), norm, nn.Flatten())))
+    assert norm.training
 
+
+@pytest.mark.parametrize(
+    "mixing",
+    [
+        lambda z, x: z - z.mean(0),
+        lambda z, x: z + torch.cat([0 * z[:1], z[:-1]]),  # the first sample stands alone
+        lambda z, x: z / len(z),
+    ],
+)
+def test_samples_that_affect_each_other_are_refused(mixing):
     with pytest.raises(InvalidInputError, match="depends on the other samples of its batch"):
-        bind(Centred())
+        bind(acting(mixing))
+
+
+def test_samples_that_are_alike_at_first_do_not_hide_that_they_affect_each_other():
+    X = np.repeat([[1.0, 2.0, 3.0], [0.0, 1.0, -1.0]], 10, axis=0)
+    with pytest.raises(InvalidInputError, match="depends on the other samples of its batch"):
+        bind(acting(lambda z, x: z - z.mean(0)), (X, X))
+
+
+def test_rare_randomness_is_refused():
+    def drop(z, x):
+        return nn.functional.dropout(z, 1e-9)
+
+    with pytest.raises(InvalidInputError, match=r"draws random numbers \(bernoulli\).*\.eval\(\)"):
+        bind(acting(drop))
+
+
+def test_random_numbers_of_a_seed_set_in_forward_are_a_function():
+    def features(z, x):
+        torch.manual_seed(3)
+        return z @ torch.randn(3, 3, dtype=z.dtype)
+
+    bind(acting(features))
+
+
+def test_sums_in_varying_order_are_no_randomness():
+    """As a GPU's atomic additions make them: two passes differ by rounding."""
+    generator = np.random.default_rng(0)
+
+    def accumulate(z, x):
+        z = torch.cat([z, 0.1 * z, 1e3 * z], 1)
+        order = torch.from_numpy(generator.permutation(9))
+        return sum(z[:, i] for i in order)[:, None] * torch.ones(1, 3, dtype=z.dtype)
+
+    bind(acting(accumulate))
+
+
+def test_inputs_changed_in_place_are_refused():
+    with pytest.raises(InvalidInputError, match=r"changes its inputs in place.*x\.clone\(\)"):
+        bind(acting(lambda z, x: z * x.clamp_(-1, 1)))
+    with pytest.raises(InvalidInputError, match="loss changes the targets in place"):
+        bind(Net(), loss=lambda output, target: (output - target.clamp_(-1, 1)).square().sum(-1))
+
+
+class _Passed(torch.autograd.Function):
+    """Rounding with the gradient of the identity."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return x.round(decimals=1)
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad
+
+
+class _Once(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x**3
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad):
+        return 3 * grad * ctx.saved_tensors[0] ** 2
+
+
+class _Forgotten(torch.autograd.Function):
+    """A cube whose second derivative lacks a term: its backward leaves the graph."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x**3
+
+    @staticmethod
+    def backward(ctx, grad):
+        return 3 * grad * ctx.saved_tensors[0].detach() ** 2
+
+
+@pytest.mark.parametrize(
+    ("function", "text"),
+    [
+        (lambda z, x: z * z.detach(), "gradient of the loss is .* by autograd and .* by finite"),
+        (lambda z, x: z + z.data, r"gradient of the loss is .* cut off \(detach, no_grad"),
+        (lambda z, x: z * float(z[0, 0]) if len(z) == 1 else z, "other samples of its batch"),
+        (lambda z, x: _Forgotten.apply(z), "second derivative of the loss is .* by autograd"),
+        (lambda z, x: _Once.apply(z), "second derivative of the loss is .* by autograd"),
+        (
+            lambda z, x: checkpoint(torch.exp, z, use_reentrant=True),
+            "gradient of the loss cannot be had by autograd: .* use_reentrant=False",
+        ),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")  # checkpoint's own
+def test_derivatives_that_are_not_those_of_the_loss_are_refused(function, text):
+    with pytest.raises(InvalidInputError, match=text):
+        bind(acting(function))
+
+
+def test_straight_through_estimators_are_refused():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", NonSmoothWarning)
+        with pytest.raises(InvalidInputError, match=r"gradient of the loss is .* by autograd"):
+            bind(acting(lambda z, x: _Passed.apply(z)))
+
+
+def test_a_module_that_does_not_use_its_products_is_refused():
+    class Cached(Net):
+        def forward(self, x):
+            if not hasattr(self, "weight"):
+                self.weight = (self.u * self.v).detach()
+            return x * self.weight
+
+    with pytest.raises(InvalidInputError, match=r"output does not change with \(u, v\)"):
+        bind(Cached())
+
+
+def test_a_module_that_cannot_be_copied_is_refused():
+    net = Net()
+    net.lock = threading.Lock()
+    with pytest.raises(InvalidInputError, match=r"<Net> cannot be copied, .*locks, open files"):
+        TorchModel(net, PAIRS)
+
+
+def test_trainable_parameters_outside_the_products_are_named():
+    net = Net(nn.Linear(3, 3, dtype=torch.float64))
+    with pytest.warns(FrozenParametersWarning, match=r"middle\.weight, middle\.bias: trainable"):
+        TorchModel(net, PAIRS)
+    TorchModel(net, PAIRS, parameters="frozen")
+    with pytest.raises(InvalidInputError, match="parameters='train' is not known"):
+        TorchModel(net, PAIRS, parameters="train")
+    net.middle.requires_grad_(False)
+    TorchModel(net, PAIRS)
+
+
+def test_tied_parameters_are_inside_the_products():
+    net = Net()
+    net.again = net.u
+    net.register_buffer("scale", torch.ones(3, dtype=torch.float64))
+    TorchModel(net, PAIRS)
 
 
 @pytest.mark.parametrize(
@@ -135,15 +290,56 @@ def test_in_place_relu_of_the_caller_stays_in_place():
     assert activation.inplace
 
 
-@pytest.mark.parametrize("function", [nn.functional.relu, torch.relu_, torch.abs])
-def test_non_smooth_functions_are_named(function):
-    class Rectified(Net):
-        def forward(self, x):
-            return function(super().forward(x) * 1.0)
+def acting(function):
+    """A module that applies `function` to its product output z, with the inputs x beside."""
 
-    name = function.__name__
+    class Acting(Net):
+        def forward(self, x):
+            return function(super().forward(x) * 1.0, x)
+
+    return Acting()
+
+
+@pytest.mark.parametrize(
+    ("function", "name"),
+    [
+        (lambda z, x: nn.functional.relu(z), "relu"),
+        (lambda z, x: z.relu_(), "relu"),
+        (lambda z, x: z.abs(), "abs"),
+        (lambda z, x: torch.where(z > 0, z, 0.1 * z), "where with a mask or index of θ"),
+        (lambda z, x: z * (z > 0), "mul with a mask or index of θ"),
+        (lambda z, x: z.masked_fill(z < 0, 0.0), "masked_fill with a mask or index of θ"),
+        (lambda z, x: z.clamp_min(0.0), "clamp_min"),
+        (lambda z, x: z + z.max(-1, keepdim=True).values, "max"),
+        (lambda z, x: z + z.amin(-1, keepdim=True), "amin"),
+        (lambda z, x: z + z.sort(-1).values, "sort"),
+        (lambda z, x: nn.functional.elu(z), "elu"),
+        (lambda z, x: z + z.norm(dim=-1, keepdim=True), "linalg_vector_norm"),
+        (lambda z, x: torch.vmap(torch.relu)(z), "relu"),
+    ],
+)
+def test_non_smooth_functions_are_named(function, name):
     with pytest.warns(NonSmoothWarning, match=f"forward pass uses {name}: not twice"):
-        bind(Rectified())
+        bind(acting(function))
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda z, x: z * x.abs() * (x > 0),
+        lambda z, x: torch.where(x > 0, z, 0.1 * z),
+        lambda z, x: torch.softmax(z.masked_fill(torch.eye(3)[0] > 0, -1e9), -1),
+        lambda z, x: z if not torch.isnan(z).any() else x,
+        lambda z, x: nn.functional.layer_norm(z, (3,)).logsumexp(-1, keepdim=True) + z,
+    ],
+)
+def test_kinks_in_the_data_and_fixed_masks_are_none_in_the_products(function):
+    bind(acting(function))
+
+
+def test_a_kink_in_the_loss_is_named():
+    with pytest.warns(NonSmoothWarning, match="uses abs: not twice"):
+        bind(Net(), loss=lambda output, target: (output - target).abs().sum(-1))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
@@ -156,6 +352,17 @@ def test_low_precision_is_upcast_with_a_note(dtype):
     u, _ = model.weights()
     np.testing.assert_array_equal(u, net.u.detach().double().numpy())
     assert model.bind((DATA[0], DATA[1])).field(np.ones(3)).dtype == np.float64
+
+
+def test_complex_products_are_refused():
+    net = Net(dtype=torch.complex128)
+    with pytest.raises(InvalidInputError, match=r"products\[0\]: u is torch.complex128; .* real"):
+        TorchModel(net, PAIRS)
+
+
+def test_a_cast_within_forward_is_refused():
+    with pytest.raises(InvalidInputError, match=r"computes in torch.float32 .* remove the cast"):
+        bind(acting(lambda z, x: torch.softmax(z, -1, dtype=torch.float32).to(z.dtype)))
 
 
 def test_a_cast_inside_forward_is_refused():
@@ -201,7 +408,7 @@ def test_only_the_pair_at_fault_is_named():
         ((DATA[0], DATA[1][:, :2]), r"y has shape \(6, 2\) and the module's outputs \(6, 3\)"),
         ((DATA[0], DATA[1][:4]), "X has 6 samples and y 4"),
         ((DATA[0][:0], DATA[1][:0]), "X has 0 samples and y 0"),
-        ((DATA[0][:, :2], DATA[1]), r"does not run on inputs of shape \(4, 2\), torch.float64"),
+        ((DATA[0][:, :2], DATA[1]), r"does not run on inputs of shape \(6, 2\), torch.float64"),
         ((np.full((6, 3), np.nan), DATA[1]), "X contains NaN or infinity"),
         ((DATA[0], np.array(1.0)), "y has no axis of samples"),
         ((["a", "b"], DATA[1]), "X is of type list"),
@@ -219,8 +426,36 @@ def test_data_that_do_not_fit(data, text):
 def test_loss_names_and_functions():
     with pytest.raises(InvalidInputError, match="loss='l1' is not known"):
         bind(Net(), loss="l1")
-    with pytest.raises(InvalidInputError, match=r"loss returns \(\) for 4 samples"):
+    with pytest.raises(InvalidInputError, match=r"loss returns \(\) for 6 samples"):
         bind(Net(), loss=nn.functional.mse_loss)
+
+
+def balanced(output, target):
+    """Class-balanced: each sample counts by how rare its class is in the batch."""
+    counts = torch.bincount(target, minlength=3)[target]
+    return nn.functional.cross_entropy(output, target, reduction="none") / counts
+
+
+@pytest.mark.parametrize(
+    ("loss", "targets"),
+    [
+        (balanced, np.repeat([0, 1, 2], 20)),
+        (lambda o, t: (o - o.mean(0) - t).square().sum(-1), np.ones((60, 3))),
+        (lambda o, t: (o - t).square().sum(-1) / len(o), np.ones((60, 3))),
+        (lambda o, t: (o - t).square().sum(-1) * torch.rand(len(o)), np.ones((60, 3))),
+    ],
+)
+def test_losses_that_mix_samples_are_refused(loss, targets):
+    X = np.random.default_rng(1).standard_normal((60, 3))
+    with pytest.raises(InvalidInputError, match="changes with the samples beside it, or from call"):
+        bind(Net(), (X, targets), loss=loss)
+
+
+def test_losses_that_do_not_run():
+    with pytest.raises(InvalidInputError, match=r"loss does not run on outputs of shape \(6, 3\)"):
+        bind(Net(), loss=nn.CrossEntropyLoss(reduction="none", weight=torch.ones(5)))
+    with pytest.raises(InvalidInputError, match=r"loss returns torch\.float32 for outputs in"):
+        bind(Net(), loss=lambda o, t: (o - t).square().sum(-1).float())
 
 
 def test_output_must_be_a_batch():
@@ -238,15 +473,30 @@ def test_theta_of_another_length():
 
 
 def test_out_of_memory_on_a_single_sample():
+    free = True
+
     def hopeless(x, theta):
-        if theta.requires_grad:
+        if not free and theta.requires_grad:
             raise torch.OutOfMemoryError("CUDA out of memory (simulated)")
         return x * theta
 
-    objective = TorchModel.from_function(hopeless, 3).bind((DATA[0], DATA[1]))
-    objective._bytes_per_sample = 100
-    with pytest.raises(DynalyzeError, match="cpu ran out of memory on one sample: free memory"):
-        objective.field(np.zeros(3))
+    model = TorchModel.from_function(hopeless, 3)
+    objective = model.bind((DATA[0], DATA[1]))
+    objective.field(np.zeros(3))
+    free = False
+    for use in (lambda: objective.field(np.zeros(3)), lambda: model.bind((DATA[0], DATA[1]))):
+        with pytest.raises(DynalyzeError, match="cpu ran out of memory on one sample: free memory"):
+            use()
+
+
+def test_a_device_that_is_not_there_is_refused():
+    with fake_device(), pytest.raises(InvalidInputError, match="'cuda:3': there are 1 CUDA dev"):
+        TorchModel(Net(), PAIRS, device="cuda:3")
+
+
+def test_unknown_precision():
+    with pytest.raises(InvalidInputError, match="precision='half' is not known"):
+        TorchModel(Net(), PAIRS, precision="half")
 
 
 def test_missing_torch_names_the_extra(monkeypatch):

@@ -42,6 +42,7 @@ class GatedMLP(nn.Module):
         self.value_a, self.value_b = draw(n_hidden), draw(n_hidden)
         self.readout = nn.Linear(n_hidden, 2, dtype=torch.float64)
         self.readout.weight, self.readout.bias = draw(2, n_hidden), draw(2)
+        self.readout.requires_grad_(False)
 
     def forward(self, x):
         hidden = torch.sigmoid(x @ (self.gate_a * self.gate_b).mT) * x[:, :3]
