@@ -131,7 +131,9 @@ def leading_part(
         values, error = values[:, :n_values], error[:, :n_values]
         slow = (error > _TOLERANCE * values[:, :1]).any(-1)
         if bool(slow.any()):
-            values[slow] = torch.linalg.svdvals(unit[slow])[:, :n_values]
+            u, sigma, v = torch.linalg.svd(unit[slow], full_matrices=False)
+            values[slow] = sigma[:, :n_values]
+            left[slow], right[slow] = u[..., :n_vectors], v.mT[..., :n_vectors]
     elif n_vectors and _small(n, n_vectors + _OVERSAMPLING):
         left, values, right = torch.linalg.svd(unit, full_matrices=False)
         left, right = left[..., :n_vectors], right.mT[..., :n_vectors]
@@ -158,19 +160,20 @@ def _block_krylov(
     start = torch.randn(matrix.shape[-1], block, generator=generator, dtype=torch.float64)
     start = torch.linalg.qr(start.to(matrix.dtype))[0].to(matrix.device)
     newest = start.expand(matrix.shape[0], -1, -1)
-    space = newest
+    blocks = [newest]
     for _ in range(_STEPS):
         newest = matrix.mT @ (matrix @ newest)
-        # Twice is enough; the second time the block is normalized, so that what is left of a
-        # matrix of low rank, mere rounding, becomes orthogonal to the space as well.
-        for _ in range(2):
-            newest = torch.linalg.qr(newest - space @ (space.mT @ newest))[0]
-        space = torch.cat([space, newest], 2)
+        for earlier in blocks:
+            newest = newest - earlier @ (earlier.mT @ newest)
+        newest = torch.linalg.qr(newest)[0]
+        blocks.append(newest)
+    # Once the rank is exhausted the newest blocks are normalized rounding, which lies anywhere, also
+    # within the blocks before it. The QR of all of them is orthonormal whatever they have become.
+    space = torch.linalg.qr(torch.cat(blocks, 2))[0]
     image = matrix @ space
     # Eigenvectors of the small Gram matrix span the leading vectors to first order; the values
-    # come from the image of that span, so that their error is of second order.
+    # and vectors come from the image of that span, so that the values' error is of second order.
     vectors = torch.linalg.eigh(image.mT @ image)[1].flip(-1)
-    # The span is made orthonormal once more: what the long basis has lost would show in the values.
     span = torch.linalg.qr(space @ vectors[..., :block])[0]
     left, values, turn = torch.linalg.svd(matrix @ span, full_matrices=False)
     right = span @ turn.mT
@@ -197,12 +200,10 @@ def full_vectors(
         (right, left, leading.left),
     ):
         opposite = other.expand(far.shape[0])
-        by_current, by_change = opposite.current.mT @ far, opposite.change.mT @ far
-        # ΔA (B_1ᵀ v) + A_0 (ΔBᵀ v), without forming ΔA again
-        vectors.append(
-            _repeat(current, far.shape[0]) @ by_current
-            + _repeat(reference.factor, far.shape[0]) @ (by_change - by_current)
-        )
+        # ΔA (B_1ᵀ v) + A_0 (ΔBᵀ v): ΔA is formed again, since A_1 x − A_0 x would cancel.
+        change = _repeat(current - reference.factor, far.shape[0])
+        initial = _repeat(reference.factor, far.shape[0])
+        vectors.append(change @ (opposite.current.mT @ far) + initial @ (opposite.change.mT @ far))
     return orthonormal(vectors[0]), orthonormal(vectors[1])
 
 

@@ -110,3 +110,35 @@ def test_principal_angles_of_planes_turned_by_known_angles(angles: list[float], 
     mixed = first @ torch.linalg.qr(torch.randn(1, r, r, generator=generator).double())[0]
     found = principal_angles(mixed, second)[0].numpy()
     np.testing.assert_allclose(found, np.sort(angles), atol=1e-7)
+
+
+@pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 1e-5), (torch.float64, 1e-12)])
+@pytest.mark.parametrize("rank", [1, 2, 3, 4])
+@pytest.mark.parametrize("width", [48, 64, 96, 128])
+def test_directions_of_low_rank_changes_are_those_of_a_full_svd_in_double_precision(
+    width: int, rank: int, dtype: torch.dtype, bound: float
+) -> None:
+    # What LoRA does: W_K moves in few directions, W_Q stays, and the change is small.
+    a0, b0, _, _ = _factors(2 * width + 20, width, 8, 0.0, rank)
+    generator = torch.Generator().manual_seed(width)
+    across = torch.randn(8, 2 * width + 20, rank, generator=generator).double()
+    along = torch.randn(8, width, rank, generator=generator).double()
+    a0, b0, a1 = (x.to(dtype) for x in (a0, b0, a0 + 1e-3 * across @ along.mT))
+    left, right = Reference.of(a0), Reference.of(b0)
+    reduced = left.reduce(a1), right.reduce(b0)
+    leading = leading_part(change_core(*reduced), 10, 4)
+    found = full_vectors(leading, (left, a1, reduced[0]), (right, b0, reduced[1]))
+    u, _, v = torch.linalg.svd((a1.double() - a0.double()) @ b0.double().mT)
+    for vectors, exact in zip(found, (u, v.mT), strict=True):
+        angles = principal_angles(vectors[..., :rank].double(), exact[..., :rank])
+        assert float(angles.max()) < bound
+
+
+def test_values_that_converge_slowly_come_with_the_vectors_of_the_full_svd() -> None:
+    matrix = torch.linalg.qr(torch.randn(2, 200, 200, generator=torch.Generator().manual_seed(0)))[
+        0
+    ]
+    matrix = matrix * torch.linspace(1.0, 0.99, 200)
+    leading = leading_part(matrix, 4, 4)
+    image = torch.linalg.vector_norm(matrix @ leading.right, dim=-2)
+    torch.testing.assert_close(image, leading.values, rtol=1e-5, atol=0)
