@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from dynalyze.checks.comparison import Comparison, compare
     from dynalyze.checks.report import AssumptionReport
     from dynalyze.errors import (
+        AttentionLeftOutWarning,
         ConstantFeatureWarning,
         DynalyzeError,
         DynalyzeWarning,
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
         MissingDependencyError,
         SavedFileError,
         StagesOverlapWarning,
+        UnconfirmedLayoutWarning,
+        UncountedStepsWarning,
         UnreadableCheckpointWarning,
     )
     from dynalyze.flow.initialization import Initialization
@@ -49,6 +52,9 @@ _HOMES = {
     "SavedFileError": "errors",
     "StagePrediction": "stages.prediction",
     "StagesOverlapWarning": "errors",
+    "AttentionLeftOutWarning": "errors",
+    "UncountedStepsWarning": "errors",
+    "UnconfirmedLayoutWarning": "errors",
     "UnreadableCheckpointWarning": "errors",
     "Trajectory": "flow.trajectory",
     "check_assumptions": "checks.assumptions",
@@ -61,6 +67,7 @@ _NEED_TORCH = ("spectra", "training")  # not in __all__: `import *` works withou
 
 __all__ = [
     "AssumptionReport",
+    "AttentionLeftOutWarning",
     "Comparison",
     "ConstantFeatureWarning",
     "DynalyzeError",
@@ -75,6 +82,8 @@ __all__ = [
     "StagePrediction",
     "StagesOverlapWarning",
     "Trajectory",
+    "UnconfirmedLayoutWarning",
+    "UncountedStepsWarning",
     "UnreadableCheckpointWarning",
     "__version__",
     "check_assumptions",

@@ -43,3 +43,15 @@ class StagesOverlapWarning(DynalyzeWarning):
 
 class UnreadableCheckpointWarning(DynalyzeWarning):
     """Some checkpoints of a run could not be read and were left out."""
+
+
+class UnconfirmedLayoutWarning(DynalyzeWarning):
+    """Attention layers are read as their weights' names suggest, which no forward pass confirms."""
+
+
+class UncountedStepsWarning(DynalyzeWarning):
+    """Weights moved after the last step that a tracker was told of."""
+
+
+class AttentionLeftOutWarning(DynalyzeWarning):
+    """Modules that have heads are not recognised as attention, and so not among the layers."""

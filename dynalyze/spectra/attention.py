@@ -3,12 +3,17 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from typing import Any, TypeVar
 
 from torch import Tensor, nn
 
-from dynalyze.errors import InvalidInputError
-from dynalyze.spectra.recognition import Layouts, recognise, resolve
+from dynalyze._warn import warn
+from dynalyze.errors import AttentionLeftOutWarning, InvalidInputError
+from dynalyze.spectra.confirmation import confirmed
+from dynalyze.spectra.recognition import Candidate, Layouts, has_heads, recognise, resolve
 from dynalyze.spectra.sources import AttentionSource, Lookup, expand_heads
+
+Layer = TypeVar("Layer", AttentionSource, Candidate)
 
 
 @dataclass(frozen=True)
@@ -40,6 +45,7 @@ def attention_products(
     *,
     layouts: Layouts | None = None,
     layers: str | Sequence[str] | None = None,
+    inputs: Any = None,
 ) -> tuple[AttentionProducts, ...]:
     """Factors of W_K W_Qᵀ and W_V W_Oᵀ of every attention layer of a model (eq. 1).
 
@@ -66,7 +72,7 @@ def attention_products(
     """
     lookup = model_lookup(model)
     products = []
-    for source in find_sources(model, layouts=layouts, layers=layers):
+    for source in find_sources(model, layouts=layouts, layers=layers, inputs=inputs):
         factors = source.factors(lookup)
         expanded = {
             name: expand_heads(heads, source.n_heads).clone()
@@ -86,6 +92,7 @@ def find_sources(
     *,
     layouts: Layouts | None = None,
     layers: str | Sequence[str] | None = None,
+    inputs: Any = None,
 ) -> tuple[AttentionSource, ...]:
     """Attention layers of a model; see `attention_products`."""
     if not isinstance(model, nn.Module):
@@ -100,13 +107,36 @@ def find_sources(
             "attention modules keep their weights, as in layouts={MyAttention: "
             'AttentionLayout("wq.weight", "wk.weight", "wv.weight", "wo.weight", "n_heads")}.'
         )
-    return select_layers(found, layers)
+    if layers is None:
+        _announce_left_out(model, found)
+    return confirmed(model, select_layers(found, layers), inputs)
+
+
+def _announce_left_out(model: nn.Module, found: Sequence[Candidate]) -> None:
+    names = [candidate.name for candidate in found]
+    left = [
+        (name, module)
+        for name, module in model.named_modules()
+        if name
+        and has_heads(module)
+        and not any(f"{other}.".startswith(f"{name}.") for other in names)
+        and not any(f"{name}.".startswith(f"{other}.") for other in names)
+    ]
+    if left:
+        name, module = left[0]
+        warn(
+            f"{len(left)} modules that have heads are not recognised as attention and left out, "
+            f"the first being {name!r} ({type(module).__name__}): name the layers wanted in "
+            "layers=, or say in layouts= where these keep their weights, if they have W_Q, W_K, "
+            "W_V and W_O.",
+            AttentionLeftOutWarning,
+        )
 
 
 def select_layers(
-    sources: Sequence[AttentionSource], layers: str | Sequence[str] | None
-) -> tuple[AttentionSource, ...]:
-    """Sources whose layer matches one of the patterns."""
+    sources: Sequence[Layer], layers: str | Sequence[str] | None
+) -> tuple[Layer, ...]:
+    """Sources or candidates whose layer matches one of the patterns."""
     if layers is None:
         return tuple(sources)
     patterns = (layers,) if isinstance(layers, str) else tuple(layers)
@@ -117,10 +147,10 @@ def select_layers(
     return chosen
 
 
-def _walk(module: nn.Module, name: str, layouts: Layouts) -> Iterator[AttentionSource]:
-    source = recognise(module, name, layouts)
-    if source is not None:
-        yield source
+def _walk(module: nn.Module, name: str, layouts: Layouts) -> Iterator[Candidate]:
+    candidate = recognise(module, name, layouts)
+    if candidate is not None:
+        yield candidate
         return
     for child_name, child in module.named_children():
         yield from _walk(child, f"{name}.{child_name}" if name else child_name, layouts)

@@ -1,6 +1,6 @@
 """Where attention modules keep W_Q, W_K, W_V and W_O: a declaration per kind of module."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from dynalyze.errors import InvalidInputError
 
@@ -79,6 +79,19 @@ def _apart(query: str, key: str, value: str, output: str) -> AttentionLayout:
     return AttentionLayout(q, k, v, o)
 
 
+def variants(layout: AttentionLayout) -> tuple[AttentionLayout, ...]:
+    """The layout, and where three parts are fused the one with the parts in the other order."""
+    parts = (layout.query, layout.key, layout.value)
+    if not all(isinstance(part, WeightSlice) and part.parts == 3 for part in parts):
+        return (layout,)
+    turned = (
+        replace(part, per_head=not part.per_head) for part in parts if isinstance(part, WeightSlice)
+    )
+    return layout, AttentionLayout(
+        *turned, layout.output, n_heads=layout.n_heads, transposed=layout.transposed
+    )
+
+
 BUILT_IN: tuple[AttentionLayout, ...] = (
     # torch.nn.MultiheadAttention, torch.nn.TransformerEncoder, torchvision
     _fused("in_proj_weight", "out_proj.weight"),
@@ -105,6 +118,22 @@ BUILT_IN: tuple[AttentionLayout, ...] = (
     _apart("attention.query", "attention.key", "attention.value", "output.dense"),
     # GPT-NeoX, Pythia
     _fused("query_key_value.weight", "dense.weight", per_head=True),
+    # Phi; DistilBERT; ALBERT; MPT and ModernBERT
+    _apart("q_proj", "k_proj", "v_proj", "dense"),
+    _apart("q_lin", "k_lin", "v_lin", "out_lin"),
+    _apart("query", "key", "value", "dense"),
+    _fused("Wqkv.weight", "out_proj.weight"),
+    _fused("Wqkv.weight", "Wo.weight"),
+    # timm: class attention, CrossViT; Twins, PVT, VOLO; gated positions of ConViT
+    _apart("q", "k", "v", "proj"),
+    _apart("wq", "wk", "wv", "proj"),
+    _apart("query", "key", "value", "proj"),
+    AttentionLayout(
+        "q.weight", WeightSlice("kv.weight", 0, 2), WeightSlice("kv.weight", 1, 2), "proj.weight"
+    ),
+    AttentionLayout(
+        WeightSlice("qk.weight", 0, 2), WeightSlice("qk.weight", 1, 2), "v.weight", "proj.weight"
+    ),
     # diffusers, T5, and the ViT of dynalyze.training
     _apart("to_q", "to_k", "to_v", "to_out.0"),
     _apart("q", "k", "v", "o"),

@@ -75,9 +75,14 @@ def change_core(left: Reduced, right: Reduced) -> Tensor:
 
 
 def entry_scale(core: Tensor) -> Tensor:
-    """Largest entry of each matrix, (h, 1, 1), or 1 for zero matrices; NaN where one is."""
+    """Largest entry of each matrix up to a power of two, (h, 1, 1); 1 for zero matrices.
+
+    Dividing by a power of two does not round. NaN and infinity come back as they are.
+    """
     largest = torch.maximum(core.amax((-2, -1), keepdim=True), -core.amin((-2, -1), keepdim=True))
-    return torch.where(largest == 0, torch.ones_like(largest), largest)
+    power = torch.ldexp(torch.ones_like(largest), torch.frexp(largest).exponent - 1)
+    scale = torch.where(largest.isfinite(), power, largest)
+    return torch.where(largest == 0, torch.ones_like(largest), scale)
 
 
 def product_values(left: Tensor, right: Tensor) -> Tensor:
@@ -167,8 +172,8 @@ def _block_krylov(
             newest = newest - earlier @ (earlier.mT @ newest)
         newest = torch.linalg.qr(newest)[0]
         blocks.append(newest)
-    # Once the rank is exhausted the newest blocks are normalized rounding, which lies anywhere, also
-    # within the blocks before it. The QR of all of them is orthonormal whatever they have become.
+    # Once the rank is exhausted the newest blocks are normalized rounding, which lies anywhere,
+    # also within the blocks before it. The QR of all of them is orthonormal all the same.
     space = torch.linalg.qr(torch.cat(blocks, 2))[0]
     image = matrix @ space
     # Eigenvectors of the small Gram matrix span the leading vectors to first order; the values

@@ -1,8 +1,8 @@
 """Recognising attention: a module by where its weights are, saved weights by their names."""
 
-import inspect
 import re
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import partial, reduce
 from typing import Any, TypeAlias
@@ -17,6 +17,7 @@ from dynalyze.spectra.layouts import (
     WITHOUT_OUTPUT,
     AttentionLayout,
     WeightSlice,
+    variants,
 )
 from dynalyze.spectra.sources import Adapter, AttentionSource, StoredWeight
 
@@ -29,8 +30,23 @@ def resolve(root: Any, name: str) -> Any:
     return reduce(getattr, name.split("."), root)
 
 
-def recognise(module: nn.Module, name: str, layouts: Layouts) -> AttentionSource | None:
-    """Attention layer that a module itself is, by `layouts` or the built-in ones; None if none.
+@dataclass(frozen=True)
+class Candidate:
+    """A module that may be attention, with the layouts that its weights fit, likeliest first."""
+
+    module: nn.Module
+    name: str
+    sources: tuple[AttentionSource, ...]
+    declared: bool  # by the user
+
+    @property
+    def layer(self) -> str:
+        """Name to show."""
+        return display_name(self.name)
+
+
+def recognise(module: nn.Module, name: str, layouts: Layouts) -> Candidate | None:
+    """Layouts that the weights of a module fit, by `layouts` or the built-in ones; None if none.
 
     Raises
     ------
@@ -47,7 +63,7 @@ def recognise(module: nn.Module, name: str, layouts: Layouts) -> AttentionSource
                     f"layouts[{key!r}] does not fit module {name!r} ({type(module).__name__}): "
                     f"it needs the matrices {', '.join(_names(layout))} and a number of heads."
                 )
-            return source
+            return Candidate(module, name, (source,), declared=True)
     if hasattr(module, "lora_A") and isinstance(module.base_layer, nn.MultiheadAttention):
         # peft 0.21 adds the output adapter twice there, in training as well as when merging.
         raise InvalidInputError(
@@ -58,11 +74,13 @@ def recognise(module: nn.Module, name: str, layouts: Layouts) -> AttentionSource
     # Differential attention subtracts two softmaxes: its queries are not one per head.
     if hasattr(module, "lambda_q1"):
         return None
-    for layout in BUILT_IN + WITHOUT_OUTPUT:
-        source = _match(module, name, layout)
-        if source is not None:
-            return source
-    return None
+    matches = (
+        _match(module, name, variant)
+        for layout in BUILT_IN + WITHOUT_OUTPUT
+        for variant in variants(layout)
+    )
+    sources = tuple(source for source in matches if source is not None)
+    return Candidate(module, name, sources, declared=False) if sources else None
 
 
 def _names(layout: AttentionLayout) -> list[str]:
@@ -87,7 +105,6 @@ def _match(module: nn.Module, name: str, layout: AttentionLayout) -> AttentionSo
         n_heads,
         layout,
         lambda part: _stored(module, prefix, part, transposed),
-        _difference(module),
     )
 
 
@@ -96,7 +113,7 @@ def _source(
     n_heads: int,
     layout: AttentionLayout,
     store: Callable[[WeightSlice], StoredWeight],
-    note: str,
+    note: str = "",
 ) -> AttentionSource:
     query, key, value, output = layout.slices()
     last = None if output is None else store(output)
@@ -121,6 +138,13 @@ def _count_heads(module: nn.Module, layout: AttentionLayout) -> int | None:
         if isinstance(count, int) and count > 0:
             return count
     return None
+
+
+def has_heads(module: nn.Module) -> bool:
+    """Whether a module says itself that it has more than one head, and holds matrices."""
+    counts = (vars(module).get(name) for name in HEAD_COUNT_NAMES)
+    several = any(isinstance(n, int) and n > 1 for n in counts)
+    return several and sum(weight.ndim >= 2 for weight in module.parameters()) >= 2
 
 
 def _stored(
@@ -155,24 +179,6 @@ def _adapters(layer: Any, prefix: str) -> tuple[Adapter, ...]:
         a, b = f"{prefix}lora_A.{adapter}.weight", f"{prefix}lora_B.{adapter}.weight"
         found.append(Adapter(a, b, float(layer.scaling[adapter])))
     return tuple(found)
-
-
-def _difference(module: nn.Module) -> str:
-    """Say in what the module's logits or output are not the bilinear forms of the products."""
-    notes = []
-    norms = [n for n in ("q_norm", "k_norm", "query_norm", "key_norm") if _acts(module, n)]
-    if norms:
-        notes.append(f"{' and '.join(norms)} act between W_Q, W_K and the logits")
-    rotary = "position_embeddings" in inspect.signature(module.forward).parameters
-    if rotary or any("rotary" in name or name == "rope" for name in vars(module)):
-        notes.append("rotary positions: W_K W_Q^T is the logit form at relative position 0 only")
-    if _acts(module, "gate"):
-        notes.append("a gate acts between W_V and W_O")
-    return "; ".join(notes)
-
-
-def _acts(module: nn.Module, name: str) -> bool:
-    return not isinstance(getattr(module, name, None), nn.Identity | None)
 
 
 def display_name(name: str) -> str:

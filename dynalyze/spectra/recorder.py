@@ -1,7 +1,6 @@
 """From weights to records: the change of each layer's products, measured from a reference."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,6 +10,7 @@ from torch import Tensor
 
 from dynalyze._typing import FloatArray
 from dynalyze.errors import InvalidInputError
+from dynalyze.spectra.arithmetic import plain_arithmetic
 from dynalyze.spectra.history import (
     PER_RECORD,
     SpectraHistory,
@@ -65,7 +65,7 @@ class Recorder:
         self.options = options
         self._layers: list[_Layer] = []
         initial: list[list[FloatArray]] = [[], []]
-        with _plain_arithmetic():
+        with plain_arithmetic():
             for source in sources:
                 pairs = self._read(source, lookup, step=None).pairs()
                 key_query, value_output = (
@@ -103,7 +103,7 @@ class Recorder:
             If weights are not finite or have another shape than at the start.
         """
         rows: list[list[dict[str, FloatArray]]] = [[], []]
-        with _plain_arithmetic():
+        with plain_arithmetic():
             for position, layer in enumerate(self._layers):
                 pairs = self._read(layer.source, lookup, step).pairs()
                 for p in range(2):
@@ -279,19 +279,3 @@ def _pad(values: FloatArray, width: int) -> FloatArray:
 
 def _stack(parts: list[FloatArray], width: int) -> FloatArray:
     return np.concatenate([_pad(part, width) for part in parts])
-
-
-@contextmanager
-def _plain_arithmetic() -> Iterator[None]:
-    """No gradients, no autocast, no reduced-precision products, whatever the caller has set."""
-    precision = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
-    try:
-        with (
-            torch.no_grad(),
-            torch.autocast("cpu", enabled=False),
-            torch.autocast("cuda", enabled=False),
-        ):
-            yield
-    finally:
-        torch.set_float32_matmul_precision(precision)

@@ -84,6 +84,8 @@ def _float_matrix(name: str, value: object) -> Tensor:
             f"{name} has dtype {value.dtype}: quantized weights do not show the matrix that is "
             "trained. Analyse the model before quantization, or dequantize it first."
         )
+    if value.ndim > 2 and all(size == 1 for size in value.shape[2:]):
+        value = value.flatten(1)  # a convolution of 1 × 1
     if value.is_meta or value.ndim != 2 or value.numel() == 0:
         raise InvalidInputError(
             f"{name} must be a matrix held in memory, got shape {tuple(value.shape)} on device "

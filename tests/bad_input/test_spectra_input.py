@@ -46,6 +46,15 @@ def test_queries_tied_to_keys() -> None:
             self.q_proj = self.k_proj = nn.Linear(8, 8)
             self.v_proj, self.o_proj = nn.Linear(8, 8), nn.Linear(8, 8)
 
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            n, t, d = x.shape
+            q, k, v = (
+                f(x).reshape(n, t, self.num_heads, -1).transpose(1, 2)
+                for f in (self.q_proj, self.k_proj, self.v_proj)
+            )
+            heads = nn.functional.scaled_dot_product_attention(q, k, v)
+            return self.o_proj(heads.transpose(1, 2).reshape(n, t, d))
+
     with pytest.raises(InvalidInputError, match=r"for both W_Q and W_K"):
         spectra.track(Shared())
 

@@ -1,0 +1,230 @@
+"""Whether a module keeps its heads where a layout says: asked of the module's own forward pass.
+
+A layout claims four sets of numbers per head h: W_Q, W_K, W_V and W_O. The claim is tested with
+random weights in their places, by changes of them after which the output must be the same:
+
+- *locality*: with W_O of the heads outside a set S put to zero, the output does not depend on W_Q,
+  W_K and W_V of the heads outside S;
+- *value gauge*: W_V G and W_O G⁻ᵀ in place of W_V and W_O, for any invertible G per head, since
+  only the product W_V W_Oᵀ enters; *query gauge*: W_K G and W_Q G⁻ᵀ likewise.
+
+Locality holds for whatever acts on each head by itself: biases, masks, windows, rotary positions,
+normalized queries, gates, attention between channels. The gauges hold only where logits and output
+are the bilinear forms of the products, up to terms that contain neither factor; what they find is
+the note of the layer. Where heads are coupled or values transformed, a permutation of the columns
+in place of G, with everything else in the module made uniform, still confirms the layout.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from dynalyze.errors import InvalidInputError
+from dynalyze.spectra.calls import Call, made_up_calls, smaller
+from dynalyze.spectra.sources import AttentionSource, expand_heads
+from dynalyze.spectra.trial import Trial
+
+_HOLDS = 1e-3  # of the change that half of an invariance makes; float32 leaves 1e-5
+_ACTS = 1e-6  # of the output: what moves it by less does not act on it
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the forward pass of a module says of a layout."""
+
+    confirmed: bool | None  # None: it could not be asked
+    bilinear_logits: bool = False  # only W_K W_Qᵀ enters the attention
+    bilinear_output: bool = False  # only W_V W_Oᵀ enters the output
+    local: bool = False  # heads do not act on one another
+    why: str = ""  # why it could not be asked
+
+
+def probe(
+    module: nn.Module, source: AttentionSource, prefix: str, captured: Call | None
+) -> Verdict:
+    """Ask a module whether its heads are where `source` says.
+
+    Parameters
+    ----------
+    module : torch.nn.Module
+        The attention module; a copy of it is called, on a few tokens or as `captured`.
+    source : AttentionSource
+        The claim.
+    prefix : str
+        What precedes the names of the module's weights in `source`.
+    captured : Call, optional
+        How the model calls the module.
+    """
+    dtype = torch.get_default_dtype()
+    if dtype not in (torch.float32, torch.float64):
+        dtype = torch.float32
+    try:
+        trial = Trial.of(module, source, prefix, dtype)
+    except InvalidInputError as error:
+        return Verdict(False, why=str(error))
+    except Exception as error:
+        return Verdict(None, why=f"its weights cannot be replaced ({error})")
+    why = "its forward pass takes arguments that are not known"
+    for call in _calls(module, trial, captured):
+        try:
+            trial.use(call)
+        except Exception as error:
+            if call is captured:
+                why = f"it failed on what its model gives it ({error})"
+            continue
+        verdict = _judge(trial)
+        if verdict.confirmed is not None:
+            return verdict
+        why = verdict.why
+    return Verdict(None, why=why)
+
+
+def _calls(module: nn.Module, trial: "Trial", captured: Call | None) -> Iterator[Call]:
+    """Calls to try: few tokens where the model gives the module nothing but tokens."""
+    w = trial.index
+    if captured is not None:
+        yield from smaller(captured, w.W_Q.shape[1])
+        yield captured
+    yield from made_up_calls(
+        module, (w.W_Q.shape[1], w.W_K.shape[1], w.W_V.shape[1]), w.W_Q.shape[2]
+    )
+
+
+def _judge(trial: Trial) -> Verdict:
+    base = trial.outcome({})
+    plain = _Answers.of(trial, base)
+    if plain.acts is False:
+        return Verdict(None, why="its output does not depend on these weights")
+    if plain.local and plain.value_gauge and plain.query_gauge:
+        return Verdict(True, True, True, True)
+    trial.make_uniform()
+    even = _Answers.of(trial, trial.outcome({}))
+    local = plain.local or even.local
+    values = plain.value_columns or even.value_columns
+    queries = plain.query_columns or even.query_columns
+    coupled = values and queries and not (plain.merged or even.merged)
+    return Verdict(
+        (local and (values or not _exchanged(trial))) or coupled,
+        bilinear_logits=plain.query_gauge,
+        bilinear_output=plain.value_gauge,
+        local=plain.local,
+    )
+
+
+@dataclass(frozen=True)
+class _Answers:
+    acts: bool  # each of the four moves the output
+    local: bool
+    value_gauge: bool
+    query_gauge: bool
+    value_columns: bool  # at least the gauge of permutations
+    query_columns: bool
+    merged: bool  # heads taken together in pairs pass the value gauge: there are fewer of them
+
+    @classmethod
+    def of(cls, trial: Trial, base: Tensor) -> "_Answers":
+        value = _gauge(trial, base, "W_V", "W_O")
+        query = _gauge(trial, base, "W_K", "W_Q")
+        if value is None or query is None:
+            return cls(False, False, False, False, False, False, False)
+        local = _local(trial)
+        return cls(
+            True,
+            local,
+            value,
+            query,
+            value or bool(_gauge(trial, base, "W_V", "W_O", columns=True)),
+            query or bool(_gauge(trial, base, "W_K", "W_Q", columns=True)),
+            not local and bool(_gauge(trial, base, "W_V", "W_O", pairs=True)),
+        )
+
+
+def _gauge(
+    trial: Trial, base: Tensor, few: str, many: str, *, columns: bool = False, pairs: bool = False
+) -> bool | None:
+    """Whether the output stays under F G, H G⁻ᵀ per head; None if it stays under F G alone.
+
+    F is the factor of the key-value heads (W_K or W_V), H that of the query heads.
+    """
+    first, second = trial.factor(few), trial.factor(many)
+    n_groups, _, m = first.shape
+    if pairs and (n_groups % 2 or n_groups != trial.n_heads):
+        return False
+    if columns:
+        moved = {few: _rolled(first), many: _rolled(second)}
+    elif pairs:
+        turn = _invertible(n_groups // 2, 2 * m, first)
+        moved = {few: _by_pairs(first, turn), many: _by_pairs(second, torch.linalg.inv(turn).mT)}
+    else:
+        turn = _invertible(n_groups, m, first)
+        back = expand_heads(torch.linalg.inv(turn).mT, trial.n_heads)
+        moved = {few: first @ turn, many: second @ back}
+    half = _distance(trial.outcome({few: moved[few]}), base)
+    if half <= _ACTS * float(base.norm()):
+        return None
+    return _distance(trial.outcome(moved), base) <= _HOLDS * half
+
+
+def _invertible(n: int, m: int, like: Tensor) -> Tensor:
+    generator = torch.Generator().manual_seed(3)
+    turn = torch.linalg.qr(torch.randn(n, m, m, generator=generator, dtype=torch.float64))[0]
+    sizes = 0.7 + 0.7 * torch.rand(n, 1, m, generator=generator, dtype=torch.float64)
+    return (turn * sizes).to(like)
+
+
+def _by_pairs(heads: Tensor, turn: Tensor) -> Tensor:
+    n, d, m = heads.shape
+    together = heads.reshape(n // 2, 2, d, m).permute(0, 2, 1, 3).reshape(n // 2, d, 2 * m)
+    moved = together @ turn
+    return moved.reshape(n // 2, d, 2, m).permute(0, 2, 1, 3).reshape(n, d, m)
+
+
+def _rolled(heads: Tensor) -> Tensor:
+    """Columns of each head moved on by one; a single column changes its sign."""
+    return heads.roll(1, -1) if heads.shape[-1] > 1 else -heads
+
+
+def _local(trial: Trial) -> bool:
+    """Whether heads that W_O does not read leave the output alone, for sets that part all heads."""
+    n_heads = trial.n_heads
+    n_groups = trial.index.W_K.shape[0]
+    group = torch.arange(n_heads) // (n_heads // n_groups)
+    parts = {name: trial.factor(name) for name in ("W_Q", "W_K", "W_V", "W_O")}
+    scales = [0.0, 0.0]
+    for bit in range(max(n_heads - 1, 0).bit_length()):
+        read = (torch.arange(n_heads) >> bit) % 2 == 1
+        masked = parts["W_O"] * read[:, None, None].to(parts["W_O"])
+        base = trial.outcome({"W_O": masked})
+
+        def moved(
+            heads: Tensor, *names: str, masked: Tensor = masked, base: Tensor = base
+        ) -> float:
+            """How far the output moves if factors of `heads` do; W_K, W_V in whole groups only."""
+            whole = torch.tensor([bool(heads[group == g].all()) for g in range(n_groups)])
+            changed = {n: _where(heads if n == "W_Q" else whole, parts[n]) for n in names}
+            return _distance(trial.outcome({"W_O": masked, **changed}), base)
+
+        # Values often move the output more than the attention does: each has its own measure.
+        for i, names in enumerate((("W_Q", "W_K"), ("W_V",))):
+            scales[i] = max(scales[i], moved(read, *names) if bit == 0 else 0.0)
+            if not moved(~read, *names) <= _HOLDS * scales[i]:
+                return False
+    return True
+
+
+def _where(heads: Tensor, factor: Tensor) -> Tensor:
+    return torch.where(heads.to(factor.device)[:, None, None], _rolled(factor), factor)
+
+
+def _exchanged(trial: Trial) -> bool:
+    """Whether what is claimed to be W_K or W_Q is what W_O reads: the parts have other places."""
+    if trial.index.W_V.shape[2] != trial.index.W_Q.shape[2]:
+        return False
+    base = trial.outcome({})
+    return any(bool(_gauge(trial, base, name, "W_O")) for name in ("W_K", "W_Q"))
+
+
+def _distance(first: Tensor, second: Tensor) -> float:
+    return float((first - second).norm())
