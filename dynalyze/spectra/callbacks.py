@@ -1,6 +1,9 @@
 """Tracking from inside other training loops: Lightning and the Hugging Face Trainer."""
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import torch
 
 from dynalyze.errors import MissingDependencyError
 from dynalyze.spectra.tracker import Tracker, track
@@ -71,13 +74,15 @@ def trainer_callback(**options: Any) -> "TrainerCallback":
     Parameters
     ----------
     **options
-        Options of `track`, such as ``every=50``; steps are the optimizer's. To resume a run pass
-        ``reference=`` the weights it started from.
+        Options of `track`, such as ``every=50``; steps are the optimizer's.
 
     Returns
     -------
     transformers.TrainerCallback
-        After training, its ``tracker.history`` holds the records.
+        After training, its ``tracker.history`` holds the records. Beside each checkpoint of the
+        Trainer its state is saved as ``spectra.pt``, so that a resumed run carries on with the
+        same start; where there is none, records go on from the Trainer's step, and measure the
+        change from ``reference=`` or else from the weights at that step.
 
     Raises
     ------
@@ -95,12 +100,27 @@ def trainer_callback(**options: Any) -> "TrainerCallback":
         def on_train_begin(
             self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any
         ) -> None:
-            self.tracker = track(model, **options)
+            saved = _beside_checkpoint(args, state)
+            if saved.is_file() and "reference" not in options:
+                kept = torch.load(saved, map_location="cpu", weights_only=True)
+                self.tracker = track(model, **{**options, "reference": kept["reference"]})
+                self.tracker.load_state_dict(kept)
+            else:
+                self.tracker = track(model, **{"first_step": state.global_step, **options})
 
         def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             self.tracker.step()
+
+        def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            saved = _beside_checkpoint(args, state)
+            if state.is_world_process_zero and saved.parent.is_dir():
+                torch.save(self.tracker.state_dict(), saved)
 
         def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             self.tracker.close()
 
     return SpectraCallback()
+
+
+def _beside_checkpoint(args: Any, state: Any) -> Path:
+    return Path(args.output_dir) / f"checkpoint-{state.global_step}" / "spectra.pt"

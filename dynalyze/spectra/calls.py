@@ -3,6 +3,7 @@
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,8 +13,10 @@ from dynalyze.spectra.shadow import shadow
 
 _N_TOKENS = (16, 17, 49, 64, 196, 197, 256)  # grids with and without a class token
 _FEW = 16
-_MEMORY = ("key", "value", "k", "v", "context", "memory", "encoder_hidden_states", "kv", "y")
-_MEMORY += ("key_value_states", "x_kv", "keys", "values")
+_MEMORY = (
+    "key", "value", "k", "v", "context", "memory", "encoder_hidden_states", "kv", "y",
+    "key_value_states", "x_kv", "keys", "values",
+)  # fmt: skip
 _SIZES = ("feat_size", "size", "hw", "hw_shape", "spatial_shape", "input_size", "input_dimensions")
 _CACHES = ("past_key_values", "past_key_value", "layer_past", "cache_position")
 
@@ -200,7 +203,7 @@ def made_up_calls(module: nn.Module, widths: tuple[int, int, int], head: int) ->
     for shape in shapes:
         for n in numbers:
             for cross in (widths[1] != widths[0], True):
-                yield _call(parameters, lambda d, n=n, s=shape: s(n, d), widths, n, head, cross)
+                yield _call(parameters, partial(shape, n), widths, n, head, cross)
 
 
 def _root(n: int) -> int:

@@ -19,8 +19,8 @@ from dynalyze.spectra.history import SpectraHistory
 from dynalyze.spectra.options import RecordOptions
 from dynalyze.spectra.recognition import Layouts, natural_order, sources_from_names
 from dynalyze.spectra.recorder import Recorder
-from dynalyze.spectra.sources import AttentionSource, source_names
-from dynalyze.spectra.stored_weights import open_checkpoint, stored_lookup
+from dynalyze.spectra.sources import AttentionSource, source_names, stored_weights
+from dynalyze.spectra.stored_weights import open_checkpoint, stored_in_use, stored_lookup
 
 _CONFIGS = ("config.json", "state.json")  # Hugging Face's, and that of our own checkpoints
 _NAMED = 4  # weights listed in an error
@@ -101,7 +101,7 @@ def track_checkpoints(
         sources = select_layers(_sources_of(weights, n_heads), layers)
     names = source_names(sources)
     options = RecordOptions(n_values, spectrum, n_directions, rank_tolerance, dtype)
-    recorder = Recorder(sources, stored_lookup(weights, names), options)
+    recorder = Recorder(sources, stored_in_use(weights, stored_weights(sources)), options)
     del weights
     unreadable: list[SavedFileError] = []
     for step, checkpoint in zip(steps, checkpoints, strict=True):

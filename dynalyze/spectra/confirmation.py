@@ -18,8 +18,10 @@ from dynalyze.spectra.shadow import converted
 from dynalyze.spectra.sources import AttentionSource
 
 _ROTARY = ("position_embeddings", "rope", "rotary_pos_emb", "freqs_cis", "rotary_emb", "rotary")
-_NORMS = ("q_norm", "k_norm", "query_norm", "key_norm", "q_layernorm", "k_layernorm", "qk_norm")
-_NORMS += ("norm_q", "norm_k", "q_ln", "k_ln", "query_layernorm", "key_layernorm")
+_NORMS = (
+    "q_norm", "k_norm", "query_norm", "key_norm", "q_layernorm", "k_layernorm", "qk_norm",
+    "norm_q", "norm_k", "q_ln", "k_ln", "query_layernorm", "key_layernorm",
+)  # fmt: skip
 _POOLING = ("pool_q", "pool_k", "pool", "q_stride", "sr", "conv_proj_q", "downsample")
 _PLAIN = (int, float, str, bool, tuple, type(None), torch.Size)
 _NUMBERS = ("layer_idx", "layer_index", "layer_id", "layer_number", "block_idx")
@@ -158,7 +160,7 @@ def _note(module: nn.Module, verdict: Verdict | None, given: bool) -> str:
     """Say in what the module's logits or output are not the bilinear forms of the products."""
     if verdict is None:
         return ""
-    accepted = inspect.signature(module.forward).parameters if callable(module.forward) else {}
+    accepted = inspect.signature(module.forward).parameters
     rotary = [n for n in _ROTARY if n in accepted or _acts(module, n)]
     rotary += [n for n in vars(module) if "rotary" in n and _acts(module, n)]
     reasons = []

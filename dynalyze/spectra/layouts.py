@@ -81,15 +81,16 @@ def _apart(query: str, key: str, value: str, output: str) -> AttentionLayout:
 
 def variants(layout: AttentionLayout) -> tuple[AttentionLayout, ...]:
     """The layout, and where three parts are fused the one with the parts in the other order."""
-    parts = (layout.query, layout.key, layout.value)
-    if not all(isinstance(part, WeightSlice) and part.parts == 3 for part in parts):
+    query, key, value = layout.query, layout.key, layout.value
+    if not (
+        isinstance(query, WeightSlice)
+        and isinstance(key, WeightSlice)
+        and isinstance(value, WeightSlice)
+        and query.parts == key.parts == value.parts == 3
+    ):
         return (layout,)
-    turned = (
-        replace(part, per_head=not part.per_head) for part in parts if isinstance(part, WeightSlice)
-    )
-    return layout, AttentionLayout(
-        *turned, layout.output, n_heads=layout.n_heads, transposed=layout.transposed
-    )
+    query, key, value = (replace(w, per_head=not w.per_head) for w in (query, key, value))
+    return layout, replace(layout, query=query, key=key, value=value)
 
 
 BUILT_IN: tuple[AttentionLayout, ...] = (

@@ -1,6 +1,7 @@
 """Ranks for LoRA adapters, from the change that full training makes."""
 
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -15,7 +16,7 @@ from dynalyze.errors import InvalidInputError, MissingDependencyError
 from dynalyze.spectra.attention import find_sources, model_lookup
 from dynalyze.spectra.recognition import display_name, natural_order, sources_from_names
 from dynalyze.spectra.sources import Lookup, StoredWeight
-from dynalyze.spectra.stored_weights import open_checkpoint, stored_lookup
+from dynalyze.spectra.stored_weights import open_checkpoint, stored_in_use
 from dynalyze.spectra.tracker import Tracker
 
 if TYPE_CHECKING:
@@ -39,8 +40,13 @@ class LoraRanks:
 
     @property
     def rank_pattern(self) -> dict[str, int]:
-        """Mapping of module name to rank, as peft's ``LoraConfig(rank_pattern=...)`` takes it."""
-        return {n: int(r) for n, r in zip(self.modules, self.ranks, strict=True) if r > 0}
+        """Mapping of module to rank, as peft's ``LoraConfig(rank_pattern=...)`` takes it.
+
+        A key of peft is a regular expression for the end of a module's name: these are anchored at
+        the start, so that ``encoder.q_proj`` does not get the rank of ``q_proj``.
+        """
+        ranks = zip(self.modules, self.ranks, strict=True)
+        return {f"^{re.escape(name)}": int(rank) for name, rank in ranks if rank > 0}
 
     @property
     def n_parameters(self) -> int:
@@ -77,7 +83,8 @@ class LoraRanks:
         arguments: dict[str, Any] = {
             "r": most,
             "lora_alpha": alpha_over_rank * most,
-            "target_modules": list(pattern),
+            # As a list they would be ends of names, and adapt modules never asked for.
+            "target_modules": "|".join(pattern),
             "rank_pattern": pattern,
             "alpha_pattern": {name: alpha_over_rank * rank for name, rank in pattern.items()},
             "fan_in_fan_out": self.fan_in_fan_out,
@@ -159,7 +166,7 @@ def suggest_lora_ranks(
     lookups = [_lookup(end, weights) for end in ends]
     names, ranks, kept, shapes = [], [], [], []
     for weight in weights:
-        first, last = (weight.whole(lookup) for lookup in lookups)
+        first, last = (weight.whole(lookup, adapted=False) for lookup in lookups)
         if first.shape != last.shape:
             raise InvalidInputError(
                 f"{weight.name} has shape {tuple(first.shape)} before and {tuple(last.shape)} "
@@ -233,9 +240,11 @@ def _named(end: Any, modules: str | Sequence[str]) -> list[StoredWeight]:
 
 
 def _lookup(end: Any, weights: Sequence[StoredWeight]) -> Lookup:
+    by_name = {weight.name: weight for weight in weights}
     if isinstance(end, nn.Module):
-        return model_lookup(end)
-    return stored_lookup(end, [name for w in weights for name in w.parameter_names()])
+        lookup = model_lookup(end)
+        return lambda name: by_name[name].in_use(lookup)
+    return stored_in_use(end, by_name)
 
 
 def _module_name(weight: StoredWeight) -> str:

@@ -37,7 +37,7 @@ def _repeat(heads: Tensor, n_heads: int) -> Tensor:
     return heads if times == 1 else heads.repeat_interleave(times, 0)
 
 
-@dataclass(frozen=True)
+@dataclass
 class Reference:
     """A factor at the start, with an orthonormal basis of its columns where that saves work."""
 
@@ -52,6 +52,12 @@ class Reference:
             return cls(factor, None, None)
         basis, triangle = torch.linalg.qr(factor)
         return cls(factor, basis, triangle)
+
+    def to(self, device: torch.device) -> None:
+        """Move to another device."""
+        self.factor = self.factor.to(device)
+        self.basis = None if self.basis is None else self.basis.to(device)
+        self.triangle = None if self.triangle is None else self.triangle.to(device)
 
     def reduce(self, current: Tensor) -> Reduced:
         """Coordinates of the factor then, now and of its change."""
@@ -86,33 +92,42 @@ def entry_scale(core: Tensor) -> Tensor:
 
 
 def product_values(left: Tensor, right: Tensor) -> Tensor:
-    """Singular values of A Bᵀ itself, (h, min(d_A, d_B, m)), descending."""
+    """Singular values of A Bᵀ itself, (h, min(d_A, d_B, m)), descending, in double precision."""
+    scales = [entry_scale(factor) for factor in (left, right)]
+    units = [factor / scale for factor, scale in zip((left, right), scales, strict=True)]
     triangles = [
         factor if factor.shape[1] <= factor.shape[2] else torch.linalg.qr(factor, mode="r")[1]
-        for factor in (left, right)
+        for factor in units
     ]
-    return torch.linalg.svdvals(triangles[0] @ triangles[1].mT)
+    values = torch.linalg.svdvals(triangles[0] @ triangles[1].mT).double()
+    return values * scales[0][..., 0].double() * scales[1][..., 0].double()
 
 
 @dataclass(frozen=True)
 class Leading:
     """Leading part of the spectra of a batch of matrices."""
 
-    values: Tensor  # (h, k), descending
-    frobenius: Tensor  # (h,), Frobenius norm of the whole matrix
+    values: Tensor  # (h, k), descending, in double precision: no size over- or underflows
+    frobenius: Tensor  # (h,), Frobenius norm of the whole matrix, in double precision
     left: Tensor  # (h, p, r), leading left singular vectors
     right: Tensor  # (h, q, r)
+    slow: Tensor  # (h,), whether the values may be wrong by more than 5e-7 of the largest
 
 
 def leading_part(
-    core: Tensor, n_values: int | None, n_vectors: int, scale: Tensor | None = None
+    core: Tensor,
+    n_values: int | None,
+    n_vectors: int,
+    scale: Tensor | None = None,
+    *,
+    repair: bool = True,
 ) -> Leading:
     """Leading singular values and vectors of each matrix of a batch.
 
     A block Krylov space of MᵀM, started from a fixed random block, holds the leading right
     singular vectors; Rayleigh–Ritz on it gives values whose error is quadratic in theirs
-    (Musco & Musco, NeurIPS 2015). Where the residuals leave room for an error above 5e-7 σ₁, the
-    values of that matrix are computed by a full SVD instead.
+    (Musco & Musco, NeurIPS 2015). Where the residuals leave room for an error above 5e-7 σ₁, those
+    of that matrix are computed by a full SVD instead.
 
     Parameters
     ----------
@@ -124,6 +139,9 @@ def leading_part(
         How many vectors are wanted. Fewer values or vectors come back where p or q is smaller.
     scale : Tensor, shape (h, 1, 1), optional
         `entry_scale` of the matrices, if it is known already.
+    repair : bool
+        Whether to do the full SVDs now. To know of which matrices, the host waits for the device;
+        otherwise `Leading.slow` tells, and `repaired` does them later.
     """
     n = min(core.shape[-2:])
     n_vectors = min(n_vectors, n)
@@ -131,14 +149,11 @@ def leading_part(
     scale = entry_scale(core) if scale is None else scale
     unit = core / scale
     block = max(n_values or 0, n_vectors) + _OVERSAMPLING
+    slow = torch.zeros(len(core), dtype=torch.bool, device=core.device)
     if n_values is not None and not _small(n, block):
         values, left, right, error = _block_krylov(unit, block, n_vectors)
         values, error = values[:, :n_values], error[:, :n_values]
         slow = (error > _TOLERANCE * values[:, :1]).any(-1)
-        if bool(slow.any()):
-            u, sigma, v = torch.linalg.svd(unit[slow], full_matrices=False)
-            values[slow] = sigma[:, :n_values]
-            left[slow], right[slow] = u[..., :n_vectors], v.mT[..., :n_vectors]
     elif n_vectors and _small(n, n_vectors + _OVERSAMPLING):
         left, values, right = torch.linalg.svd(unit, full_matrices=False)
         left, right = left[..., :n_vectors], right.mT[..., :n_vectors]
@@ -147,10 +162,26 @@ def leading_part(
         left, right = unit[..., :0], unit.mT[..., :0]
         if n_vectors:
             _, left, right, _ = _block_krylov(unit, n_vectors + _OVERSAMPLING, n_vectors)
-    size = scale[..., 0]
+    size = scale[..., 0].double()
     # Summed in double precision: tens of thousands of small squares add up.
     frobenius = torch.linalg.vector_norm(unit, dim=(-2, -1), dtype=torch.float64) * size[:, 0]
-    return Leading(values[:, :n_values] * size, frobenius, left, right)
+    leading = Leading(values[:, :n_values].double() * size, frobenius, left, right, slow)
+    if repair and bool(slow.any()):
+        return repaired(leading, core, scale, torch.nonzero(slow)[:, 0])
+    return leading
+
+
+def repaired(leading: Leading, core: Tensor, scale: Tensor, which: Tensor) -> Leading:
+    """The same with the values and vectors of the matrices `which` from full SVDs."""
+    u, sigma, v = torch.linalg.svd(core[which] / scale[which], full_matrices=False)
+    k, r = leading.values.shape[1], leading.left.shape[2]
+    return Leading(
+        leading.values.index_copy(0, which, sigma[:, :k].double() * scale[which, 0].double()),
+        leading.frobenius,
+        leading.left.index_copy(0, which, u[..., :r]),
+        leading.right.index_copy(0, which, v.mT[..., :r]),
+        torch.zeros_like(leading.slow),
+    )
 
 
 def _small(n: int, block: int) -> bool:
@@ -214,17 +245,33 @@ def full_vectors(
 
 def orthonormal(columns: Tensor) -> Tensor:
     """Normalize nearly orthogonal columns; columns of zeros stay zero."""
-    lengths = torch.linalg.vector_norm(columns, dim=-2, keepdim=True)
-    return columns / torch.where(lengths > 0, lengths, torch.ones_like(lengths))
+    # First by the largest entry: the square of a length may overflow.
+    for size in (lambda x: x.abs().amax(-2, keepdim=True), _lengths):
+        sizes = size(columns)
+        columns = columns / torch.where(sizes > 0, sizes, torch.ones_like(sizes))
+    return columns
 
 
-def principal_angles(first: Tensor, second: Tensor) -> Tensor:
+def _lengths(columns: Tensor) -> Tensor:
+    return torch.linalg.vector_norm(columns, dim=-2, keepdim=True)
+
+
+def principal_angles(first: Tensor, second: Tensor, common: Tensor | None = None) -> Tensor:
     """Principal angles in radians between column spans, ascending, (h, r).
 
     Small angles come from sines and large ones from cosines (Björck & Golub 1973). Columns must
-    be orthonormal.
+    be orthonormal. With `common`, of shape (h,), only so many leading columns of each matrix
+    count, and the other angles are NaN.
     """
+    r = first.shape[-1]
+    count = torch.full(first.shape[:1], r, device=first.device) if common is None else common
+    place = torch.arange(r, device=first.device)
+    taken = (place < count[:, None])[:, None, :]
+    first, second = torch.where(taken, first, 0.0), torch.where(taken, second, 0.0)
     overlap = first.mT @ second
     cosines = torch.linalg.svdvals(overlap)
-    sines = torch.linalg.svdvals(second - first @ overlap).flip(-1)
-    return torch.atan2(sines[..., : cosines.shape[-1]], cosines)
+    # The columns left out add zeros at the end of both.
+    sines = torch.linalg.svdvals(second - first @ overlap)
+    ascending = sines.gather(1, (count[:, None] - 1 - place).clamp_min(0))
+    angles = torch.atan2(ascending, cosines)
+    return torch.where(taken[:, 0], angles, torch.full_like(angles, torch.nan))

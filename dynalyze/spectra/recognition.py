@@ -157,27 +157,34 @@ def _stored(
     path, _, leaf = part.weight.rpartition(".")
     holder = resolve(module, path) if path else module
     stored = prefix + part.weight
-    adapters: tuple[Adapter, ...] = ()
-    if hasattr(holder, "lora_A"):
+    adapted_by = None
+    if isinstance(holder, nn.Module) and hasattr(holder, "base_layer"):
         stored = f"{prefix}{path}.base_layer.{leaf}"
-        adapters = _adapters(holder, f"{prefix}{path}.")
-    return StoredWeight(stored, part.part, part.parts, part.per_head, transposed, adapters)
+        adapted_by = partial(_adapters, holder, f"{prefix}{path}.")
+        adapted_by()  # refuses kinds that are not W + s B A
+    return StoredWeight(stored, part.part, part.parts, part.per_head, transposed, adapted_by)
 
 
 def _adapters(layer: Any, prefix: str) -> tuple[Adapter, ...]:
-    if layer.merged:
-        return ()
+    """What the layer adds to its stored weight now."""
+    kind = type(layer).__name__
+    low_rank = isinstance(getattr(layer, "lora_A", None), nn.ModuleDict)
+    variants_of = getattr(layer, "lora_variant", {})
+    if layer.disable_adapters:  # what is merged is taken out again at the next call
+        in_use = [(name, -1.0) for name in layer.merged_adapters]
+    else:
+        in_use = [] if layer.merged else [(name, 1.0) for name in layer.active_adapters]
     found = []
-    for adapter in layer.active_adapters:
-        if adapter not in layer.lora_A:
-            continue
-        if adapter in layer.lora_variant:
+    for adapter, sign in in_use:
+        if not low_rank or adapter in variants_of:
+            kind = type(variants_of[adapter]).__name__ if adapter in variants_of else kind
             raise InvalidInputError(
-                f"{prefix[:-1]} has an adapter of kind {type(layer.lora_variant[adapter]).__name__}"
-                ", which is not of the form W + s B A: merge it into the weights first."
+                f"{prefix[:-1]} has an adapter of kind {kind}, which is not of the form W + s B A: "
+                "merge it into the weights first (merge_and_unload)."
             )
-        a, b = f"{prefix}lora_A.{adapter}.weight", f"{prefix}lora_B.{adapter}.weight"
-        found.append(Adapter(a, b, float(layer.scaling[adapter])))
+        if adapter in layer.lora_A:
+            a, b = f"{prefix}lora_A.{adapter}.weight", f"{prefix}lora_B.{adapter}.weight"
+            found.append(Adapter(a, b, sign * float(layer.scaling[adapter])))
     return tuple(found)
 
 

@@ -11,22 +11,17 @@ from torch import Tensor
 from dynalyze._typing import FloatArray
 from dynalyze.errors import InvalidInputError
 from dynalyze.spectra.arithmetic import plain_arithmetic
-from dynalyze.spectra.history import (
-    PER_RECORD,
-    SpectraHistory,
-    concatenate,
-    effective_rank_bounds,
-)
-from dynalyze.spectra.low_rank import (
-    Leading,
-    Reduced,
-    Reference,
-    change_core,
-    entry_scale,
-    full_vectors,
-    leading_part,
-    principal_angles,
-    product_values,
+from dynalyze.spectra.history import PER_RECORD, SpectraHistory, concatenate
+from dynalyze.spectra.low_rank import Reference, product_values
+from dynalyze.spectra.measurement import (
+    FINITE,
+    SLOW,
+    Directions,
+    as_array,
+    measure,
+    padded,
+    to_host,
+    unpacked,
 )
 from dynalyze.spectra.options import RecordOptions
 from dynalyze.spectra.sources import AttentionSource, Factors, Lookup
@@ -36,6 +31,10 @@ from dynalyze.spectra.sources import AttentionSource, Factors, Lookup
 class _Layer:
     source: AttentionSource
     references: tuple[tuple[Reference, Reference], tuple[Reference, Reference]]
+
+    def each(self) -> tuple[Reference, ...]:
+        """References of W_K, W_Q, W_V and W_O."""
+        return (*self.references[0], *self.references[1])
 
     @property
     def largest_rank(self) -> list[int]:
@@ -54,7 +53,8 @@ class Recorder:
     sources : sequence of AttentionSource
         Layers to follow.
     lookup : callable
-        Gives the tensor of a name, at the start; these tensors must not change afterwards.
+        Gives the stored weight of a name as it was in use at the start, adapters added; these
+        tensors must not change afterwards.
     options : RecordOptions
         What to compute.
     """
@@ -67,7 +67,7 @@ class Recorder:
         initial: list[list[FloatArray]] = [[], []]
         with plain_arithmetic():
             for source in sources:
-                pairs = self._read(source, lookup, step=None).pairs()
+                pairs = self._start(source, lookup).pairs()
                 key_query, value_output = (
                     (Reference.of(left), Reference.of(right)) for left, right in pairs
                 )
@@ -75,13 +75,23 @@ class Recorder:
                 for p, (left, right) in enumerate(pairs):
                     n_heads = source.n_heads
                     a, b = (f.repeat_interleave(n_heads // f.shape[0], 0) for f in (left, right))
-                    initial[p].append(_array(product_values(a, b)))
+                    initial[p].append(as_array(product_values(a, b)))
         widths = [values.shape[1] for part in initial for values in part]
-        stacked = np.stack([_stack(part, max(widths)) for part in initial])
-        self._directions: list[tuple[Tensor, Tensor] | None] = [None] * (2 * len(self._layers))
-        self._alive: list[Tensor | None] = [None] * (2 * len(self._layers))
+        stacked = np.stack(
+            [np.concatenate([padded(v, max(widths)) for v in part]) for part in initial]
+        )
+        self._directions: list[Directions | None] = [None] * (2 * len(self._layers))
         self._history = self._empty(stacked)
         self._pending: list[dict[str, Any]] = []
+
+    def _start(self, source: AttentionSource, lookup: Lookup) -> Factors:
+        factors = source.factors(lookup, adapted=False)
+        if self.options.dtype is not None:
+            factors = Factors(**{n: f.to(self.options.dtype) for n, f in vars(factors).items()})
+        for pair in factors.pairs():
+            if not all(bool(heads.isfinite().all()) for heads in pair):
+                self._not_finite(source, pair, None)
+        return factors
 
     @property
     def history(self) -> SpectraHistory:
@@ -102,99 +112,91 @@ class Recorder:
         InvalidInputError
             If weights are not finite or have another shape than at the start.
         """
-        rows: list[list[dict[str, FloatArray]]] = [[], []]
+        record, self._directions = self._measure_all(lookup, step)
+        self._pending.append(record)
+
+    def record_if_moved(self, lookup: Lookup, step: int) -> bool:
+        """Add a record unless the spectra are those of the last one; say whether it was added."""
+        record, directions = self._measure_all(lookup, step)
+        last, names = self.history, ("singular_values", "frobenius_norm")
+        if all(np.array_equal(record[name], getattr(last, name)[-1]) for name in names):
+            return False
+        self._directions = directions
+        self._pending.append(record)
+        return True
+
+    def _measure_all(
+        self, lookup: Lookup, step: int
+    ) -> tuple[dict[str, Any], list[Directions | None]]:
+        """One record, and the directions that the next one is compared with.
+
+        Everything stays on the device of the weights until one table comes to the host; heads whose
+        values converge slowly are known only then, and make a second table.
+        """
+        measured: list[tuple[Tensor, Directions | None]] = []
         with plain_arithmetic():
-            for position, layer in enumerate(self._layers):
-                pairs = self._read(layer.source, lookup, step).pairs()
+            for layer in self._layers:
+                pairs = self._read(layer, lookup, step).pairs()
                 for p in range(2):
-                    rows[p].append(self._measure(2 * position + p, pairs[p], step))
+                    measured.append(self._measure(len(measured), pairs[p], None))
+            tables = to_host([table for table, _ in measured])
+            for slot, table in enumerate(tables):
+                if not table[:, FINITE].all():
+                    layer = self._layers[slot // 2]
+                    pair = self._read(layer, lookup, step).pairs()[slot % 2]
+                    self._not_finite(layer.source, pair, step)
+            slow = [slot for slot, table in enumerate(tables) if table[:, SLOW].any()]
+            for slot in slow:
+                pair = self._read(self._layers[slot // 2], lookup, step).pairs()[slot % 2]
+                heads = torch.as_tensor(np.flatnonzero(tables[slot][:, SLOW]))
+                measured[slot] = self._measure(slot, pair, heads)
+            again = to_host([measured[slot][0] for slot in slow])
+        for slot, table in zip(slow, again, strict=True):
+            tables[slot] = table
+        rows: list[list[dict[str, Any]]] = [[], []]
+        r, width = self.options.n_directions, self._history.singular_values.shape[-1]
+        for slot, table in enumerate(tables):
+            largest = self._layers[slot // 2].largest_rank[slot % 2]
+            rows[slot % 2].append(unpacked(table, r, width, largest))
         merged = {
             name: np.stack([np.concatenate([row[name] for row in part]) for part in rows])
             for name in rows[0][0]
         }
-        self._pending.append({"steps": np.int64(step), **merged})
+        return {"steps": np.int64(step), **merged}, [directions for _, directions in measured]
 
-    def _measure(self, slot: int, pair: tuple[Tensor, Tensor], step: int) -> dict[str, FloatArray]:
-        """Measure one product of one layer; slots count them, two to a layer."""
-        options, layer, p = self.options, self._layers[slot // 2], slot % 2
-        n_heads, references = layer.source.n_heads, layer.references[p]
-        left, right = references[0].reduce(pair[0]), references[1].reduce(pair[1])
-        core = change_core(left.expand(n_heads), right.expand(n_heads))
-        scale = entry_scale(core)
-        if not bool(scale.isfinite().all()):
-            self._not_finite(layer.source, pair, step)
-        n_wanted = None if options.spectrum == "full" else options.n_values
-        leading = leading_part(core, n_wanted, options.n_directions, scale)
-        values, frobenius = _array(leading.values), _array(leading.frobenius)
-        low, high = effective_rank_bounds(values, frobenius, np.asarray(layer.largest_rank[p]))
-        alive = leading.values > options.rank_tolerance * leading.values[:, :1]
-        angles = self._turn(slot, pair, (left, right), leading, alive.sum(-1))
-        width = self._history.singular_values.shape[-1]
-        return {
-            "singular_values": _pad(values, width),
-            "frobenius_norm": frobenius,
-            "effective_rank": low,
-            "effective_rank_bound": high,
-            "numerical_rank": alive.sum(-1).cpu().numpy(),
-            "left_angles": angles[0],
-            "right_angles": angles[1],
-        }
-
-    def _turn(
-        self,
-        slot: int,
-        pair: tuple[Tensor, Tensor],
-        reduced: tuple[Reduced, Reduced],
-        leading: Leading,
-        n_alive: Tensor,
-    ) -> tuple[FloatArray, FloatArray]:
-        """Principal angles of the leading directions with those of the previous record."""
-        layer, n_directions = self._layers[slot // 2], self.options.n_directions
-        shape = (layer.source.n_heads, n_directions)
-        angles = (np.full(shape, np.nan), np.full(shape, np.nan))
-        if not n_directions:
-            return angles
+    def _measure(
+        self, slot: int, pair: tuple[Tensor, Tensor], repair: Tensor | None
+    ) -> tuple[Tensor, Directions | None]:
+        """Slots count the products, two to a layer."""
+        layer, before = self._layers[slot // 2], self._directions[slot]
         references = layer.references[slot % 2]
-        now = full_vectors(
-            leading, (references[0], pair[0], reduced[0]), (references[1], pair[1], reduced[1])
-        )
-        n_alive = n_alive.clamp_max(now[0].shape[-1])
-        before, n_before = self._directions[slot], self._alive[slot]
-        if before is not None and n_before is not None:
-            common = torch.minimum(n_before, n_alive)
-            for r in range(1, int(common.max()) + 1):
-                heads = common == r
-                if bool(heads.any()):
-                    where = heads.cpu().numpy()
-                    for side in range(2):
-                        found = principal_angles(
-                            before[side][heads, :, :r], now[side][heads, :, :r]
-                        )
-                        angles[side][where, :r] = _array(found)
-        self._directions[slot], self._alive[slot] = now, n_alive
-        return angles
+        return measure(references, pair, layer.source.n_heads, self.options, before, repair)
 
-    def _read(self, source: AttentionSource, lookup: Lookup, step: int | None) -> Factors:
-        factors = source.factors(lookup)
-        dtype = self.options.dtype
-        if dtype is not None:
-            factors = Factors(**{name: heads.to(dtype) for name, heads in vars(factors).items()})
-        if step is None:
-            for pair in factors.pairs():
-                for heads in pair:
-                    if not bool(heads.isfinite().all()):
-                        self._not_finite(source, pair, step)
-            return factors
-        layer = next(layer for layer in self._layers if layer.source is source)
-        for pair, references in zip(factors.pairs(), layer.references, strict=True):
-            for heads, reference in zip(pair, references, strict=True):
-                if heads.shape != reference.factor.shape:
-                    raise InvalidInputError(
-                        f"layer {source.layer!r} has factors of shape {tuple(heads.shape)} at step "
-                        f"{step}, but {tuple(reference.factor.shape)} at the start: the "
-                        "architecture changed, and with it the meaning of a change."
-                    )
-        return factors
+    def _read(self, layer: "_Layer", lookup: Lookup, step: int) -> Factors:
+        """Factors now, of the type and on the device of those at the start."""
+        factors = layer.source.factors(lookup)
+        found = {}
+        for name, reference in zip(("W_K", "W_Q", "W_V", "W_O"), layer.each(), strict=True):
+            heads = getattr(factors, name)
+            if heads.shape != reference.factor.shape:
+                raise InvalidInputError(
+                    f"layer {layer.source.layer!r} has factors of shape {tuple(heads.shape)} at "
+                    f"step {step}, but {tuple(reference.factor.shape)} at the start: the "
+                    "architecture changed, and with it the meaning of a change."
+                )
+            if heads.device != reference.factor.device:
+                self._move(layer, heads.device)
+            found[name] = heads.to(reference.factor.dtype)
+        return Factors(**found)
+
+    def _move(self, layer: "_Layer", device: torch.device) -> None:
+        """Follow a model to another device, such as by `model.cuda()` after `track`."""
+        position = next(i for i, other in enumerate(self._layers) if other is layer)
+        for slot in (2 * position, 2 * position + 1):
+            kept = self._directions[slot]
+            self._directions[slot] = None if kept is None else tuple(t.to(device) for t in kept)
+            for reference in layer.references[slot % 2]:
+                reference.to(device)
 
     def _not_finite(
         self, source: AttentionSource, pair: tuple[Tensor, Tensor], step: int | None
@@ -237,12 +239,11 @@ class Recorder:
 
     def directions(self) -> dict[str, Tensor]:
         """Leading directions of the last record, to carry on from with `restore`."""
-        state = {}
-        for slot, (vectors, alive) in enumerate(zip(self._directions, self._alive, strict=True)):
-            if vectors is not None and alive is not None:
-                state[f"{slot}.left"], state[f"{slot}.right"] = vectors
-                state[f"{slot}.alive"] = alive
-        return state
+        return {
+            f"{slot}.{name}": tensor
+            for slot, kept in enumerate(self._directions)
+            for name, tensor in zip(("left", "right", "alive"), kept or (), strict=False)
+        }
 
     def restore(self, history: SpectraHistory, directions: Mapping[str, Tensor]) -> None:
         """Carry on from the history and the directions of an earlier recorder."""
@@ -264,18 +265,5 @@ class Recorder:
             if f"{slot}.left" in directions:
                 like = layer.references[slot % 2][0].factor
                 left, right = (directions[f"{slot}.{side}"].to(like) for side in ("left", "right"))
-                self._directions[slot] = (left, right)
-                self._alive[slot] = directions[f"{slot}.alive"].to(like.device)
-
-
-def _array(tensor: Tensor) -> FloatArray:
-    return tensor.detach().to("cpu", torch.float64).numpy()
-
-
-def _pad(values: FloatArray, width: int) -> FloatArray:
-    values = values[:, :width]
-    return np.pad(values, ((0, 0), (0, width - values.shape[1])))
-
-
-def _stack(parts: list[FloatArray], width: int) -> FloatArray:
-    return np.concatenate([_pad(part, width) for part in parts])
+                alive = directions[f"{slot}.alive"].to(like.device)
+                self._directions[slot] = (left, right, alive)

@@ -42,7 +42,7 @@ def shadow(module: nn.Module, dtype: torch.dtype | None = None) -> nn.Module:
         kind = type(original)
         parametrized = original._modules.get("parametrizations")
         if parametrized is not None:
-            kind = nn.utils.parametrize.type_before_parametrizations(original)  # type: ignore[assignment]
+            kind = nn.utils.parametrize.type_before_parametrizations(original)
         new: nn.Module = object.__new__(kind)
         made[id(original)] = new
         state = new.__dict__

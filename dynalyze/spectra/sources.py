@@ -38,28 +38,42 @@ class StoredWeight:
     parts: int = 1
     per_head: bool = False
     transposed: bool = False
-    adapters: tuple[Adapter, ...] = ()
+    # What peft adds now: adapters can be merged, switched and disabled at any time.
+    adapted_by: Callable[[], tuple[Adapter, ...]] | None = None
+
+    @property
+    def adapters(self) -> tuple[Adapter, ...]:
+        """Adapters in use at this moment."""
+        return () if self.adapted_by is None else self.adapted_by()
 
     def parameter_names(self) -> tuple[str, ...]:
         """Names of the tensors that the weight is computed from."""
         parts = [(adapter.a, adapter.b) for adapter in self.adapters]
         return (self.name, *(name for pair in parts for name in pair))
 
-    def whole(self, lookup: Lookup) -> Tensor:
-        """Whole stored weight with its adapters added, (out, in), not less than float32."""
+    def whole(self, lookup: Lookup, *, adapted: bool = True) -> Tensor:
+        """Whole stored weight, (out, in), not less than float32.
+
+        The adapters are added unless `adapted` is False: weights that `in_use` gave hold them.
+        """
         weight = _float_matrix(self.name, lookup(self.name))
         if self.transposed:
             weight = weight.mT
-        for adapter in self.adapters:
-            low_rank = _float_matrix(adapter.b, lookup(adapter.b)).to(weight.dtype) @ _float_matrix(
-                adapter.a, lookup(adapter.a)
-            ).to(weight.dtype)
-            weight = weight + adapter.scale * low_rank
+        for adapter in self.adapters if adapted else ():
+            b, a = (_float_matrix(n, lookup(n)).to(weight.dtype) for n in (adapter.b, adapter.a))
+            weight = weight + adapter.scale * (b @ a)
         return weight
 
-    def read(self, lookup: Lookup, n_heads: int) -> Tensor:
-        """Rows of this part, (out / parts, in)."""
+    def in_use(self, lookup: Lookup) -> Tensor:
+        """Stored weight with its adapters added, in the shape that it is stored in."""
+        if not self.adapters:
+            return lookup(self.name)
         weight = self.whole(lookup)
+        return weight.mT if self.transposed else weight
+
+    def read(self, lookup: Lookup, n_heads: int, *, adapted: bool = True) -> Tensor:
+        """Rows of this part, (out / parts, in)."""
+        weight = self.whole(lookup, adapted=adapted)
         if self.parts == 1:
             return weight
         if weight.shape[0] % (self.parts * n_heads):
@@ -78,6 +92,11 @@ def _float_matrix(name: str, value: object) -> Tensor:
         raise InvalidInputError(
             f"{name} is a {type(value).__name__}, not a tensor: a quantized layer packs its "
             "weight. Analyse the model before quantization, or dequantize it first."
+        )
+    if hasattr(value, "placements"):
+        raise InvalidInputError(
+            f"{name} is sharded over processes (a DTensor, as FSDP2 makes): track an unsharded "
+            "copy, or pass saved full weights to track_checkpoints."
         )
     if value.dtype not in _UPCAST:
         raise InvalidInputError(
@@ -131,21 +150,21 @@ class AttentionSource:
         names = [name for weight in self.weights for name in weight.parameter_names()]
         return tuple(dict.fromkeys(names))
 
-    def factors(self, lookup: Lookup) -> Factors:
-        """Read the factors; `lookup` gives the tensor of a name."""
-        query = self.query.read(lookup, self.n_heads)
+    def factors(self, lookup: Lookup, *, adapted: bool = True) -> Factors:
+        """Read the factors; `lookup` gives the tensor of a name, see `StoredWeight.whole`."""
+        query = self.query.read(lookup, self.n_heads, adapted=adapted)
         width = self._divide(query.shape[0], self.n_heads, "query")
         # Rows of a fused key part are cut by the same number of heads as the query's.
-        key = self.key.read(lookup, self.n_heads)
+        key = self.key.read(lookup, self.n_heads, adapted=adapted)
         n_key_heads = self._divide(key.shape[0], width, "key")
         self._divide(self.n_heads, n_key_heads, "key")
-        value = self.value.read(lookup, self.n_heads)
+        value = self.value.read(lookup, self.n_heads, adapted=adapted)
         value_width = self._divide(value.shape[0], n_key_heads, "value")
         if self.output is None:
             n_rows = self.n_heads * value_width
             output = torch.eye(n_rows, dtype=value.dtype, device=value.device)
         else:
-            output = self.output.read(lookup, 1)
+            output = self.output.read(lookup, 1, adapted=adapted)
         if output.shape[1] != self.n_heads * value_width:
             raise InvalidInputError(
                 f"layer {self.layer!r}: the output weight takes {output.shape[1]} inputs, but "
@@ -175,6 +194,11 @@ def _rows(weight: Tensor, n_heads: int) -> Tensor:
 def expand_heads(heads: Tensor, n_heads: int) -> Tensor:
     """Repeat grouped key or value heads so that each query head has its own."""
     return heads.repeat_interleave(n_heads // heads.shape[0], 0)
+
+
+def stored_weights(sources: Sequence[AttentionSource]) -> dict[str, StoredWeight]:
+    """Stored weights of the sources by name, each once: adapters belong to the whole of one."""
+    return {weight.name: weight for source in sources for weight in source.weights}
 
 
 def source_names(sources: Sequence[AttentionSource]) -> list[str]:

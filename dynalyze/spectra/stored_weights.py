@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from dynalyze.errors import InvalidInputError, MissingDependencyError, SavedFileError
-from dynalyze.spectra.sources import Lookup
+from dynalyze.spectra.sources import Lookup, StoredWeight
 
 _FILES = ("model.safetensors", "pytorch_model.bin", "model.pt", "model.pth")
 _NESTED = ("state_dict", "model_state_dict", "model")
@@ -164,3 +164,23 @@ def stored_lookup(weights: Mapping[str, Tensor], names: Sequence[str]) -> Lookup
         f"{missing[0]!r}: its architecture is another one, or its weights have other names. "
         "Give checkpoints of one training, or the model that they are of."
     )
+
+
+def stored_in_use(stored: Mapping[str, Tensor], weights: Mapping[str, StoredWeight]) -> Lookup:
+    """Stored weights by name with their adapters added, where `stored` holds those as well.
+
+    Where it holds none, as where a tracker kept its start, the weights are as they were in use.
+
+    Raises
+    ------
+    InvalidInputError
+        If weights are missing.
+    """
+    names = [name for weight in weights.values() for name in weight.parameter_names()]
+    try:
+        lookup = stored_lookup(stored, names)
+    except InvalidInputError:
+        if len(names) == len(weights):
+            raise
+        return stored_lookup(stored, list(weights))
+    return lambda name: weights[name].in_use(lookup)

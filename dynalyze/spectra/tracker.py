@@ -10,14 +10,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from dynalyze.errors import InvalidInputError
+from dynalyze._warn import warn
+from dynalyze.errors import InvalidInputError, UncountedStepsWarning
 from dynalyze.spectra.attention import check_trained, find_sources, model_lookup
 from dynalyze.spectra.history import SpectraHistory
 from dynalyze.spectra.options import RecordOptions
 from dynalyze.spectra.recognition import Layouts
 from dynalyze.spectra.recorder import Recorder
-from dynalyze.spectra.sources import source_names
-from dynalyze.spectra.stored_weights import open_checkpoint, stored_lookup
+from dynalyze.spectra.sources import stored_weights
+from dynalyze.spectra.stored_weights import open_checkpoint, stored_in_use
 
 
 class Tracker:
@@ -29,18 +30,19 @@ class Tracker:
         recorder: Recorder,
         *,
         every: int,
-        optimizer: torch.optim.Optimizer | None,
+        optimizer: Any,
         reference: Mapping[str, Tensor],
+        first_step: int = 0,
     ) -> None:
         self.model = model
         self._lookup = model_lookup(model)
         self._recorder = recorder
         self._every = every
         self._reference = dict(reference)
-        self._step = 0
+        self._step = first_step
         self._hook = None
         if optimizer is not None:
-            self._hook = optimizer.register_step_post_hook(lambda *_: self.step())
+            self._hook = _hooked(optimizer).register_step_post_hook(lambda *_: self.step())
         self.record()
 
     @property
@@ -72,9 +74,23 @@ class Tracker:
             self._recorder.record(self._lookup, self._step)
 
     def close(self) -> None:
-        """Make a last record and take the hook off the optimizer."""
+        """Make a last record and take the hook off the optimizer.
+
+        Warns
+        -----
+        UncountedStepsWarning
+            If the weights moved after the last step that was counted.
+        """
         self.detach()
-        self.record()
+        if not len(self.history.steps) or self.history.steps[-1] != self._step:
+            self.record()
+        elif self._recorder.record_if_moved(self._lookup, self._step + 1):
+            warn(
+                f"the weights moved after step {self._step}, the last that was counted; the last "
+                f"record has the label {self._step + 1}. Call step() after every step of the "
+                "optimizer, or pass it as optimizer=.",
+                UncountedStepsWarning,
+            )
 
     def detach(self) -> None:
         """Take the hook off the optimizer, without a record."""
@@ -149,10 +165,12 @@ def track(
     n_directions: int = 4,
     rank_tolerance: float = 0.01,
     dtype: torch.dtype | None = None,
-    optimizer: torch.optim.Optimizer | None = None,
+    optimizer: Any = None,
     reference: Mapping[str, Tensor] | str | os.PathLike[str] | None = None,
+    first_step: int = 0,
     layouts: Layouts | None = None,
     layers: str | Sequence[str] | None = None,
+    inputs: Any = None,
     allow_tied: bool = False,
     allow_frozen: bool = False,
 ) -> Tracker:
@@ -180,10 +198,13 @@ def track(
     dtype : torch.float32 or torch.float64, optional
         Type to compute in; by default the weights' own, float32 for half precision.
     optimizer : torch.optim.Optimizer, optional
-        Count its steps by a hook, instead of by calls of ``tracker.step()``.
+        Count its steps by a hook, instead of by calls of ``tracker.step()``. Wrappers that keep the
+        optimizer as their ``optimizer``, such as accelerate's, are looked through.
     reference : mapping of str to Tensor, or path of a checkpoint, optional
         Weights to measure the change from; those of `model` now by default.
-    layouts, layers
+    first_step : int
+        Number of the step that the model is at now, where a run is resumed.
+    layouts, layers, inputs
         See `attention_products`.
     allow_tied, allow_frozen : bool
         Follow layers that share a weight, or a model none of whose attention weights is trained.
@@ -210,17 +231,33 @@ def track(
     if every < 1:
         raise InvalidInputError(f"every must be at least 1 step, got {every}.")
     options = RecordOptions(n_values, spectrum, n_directions, rank_tolerance, dtype)
-    sources = find_sources(model, layouts=layouts, layers=layers)
+    sources = find_sources(model, layouts=layouts, layers=layers, inputs=inputs)
     check_trained(model, sources, allow_tied=allow_tied, allow_frozen=allow_frozen)
-    lookup, names = model_lookup(model), source_names(sources)
-    if reference is not None:
+    lookup, weights = model_lookup(model), stored_weights(sources)
+    if reference is None:
+        kept = {name: _detached(weight.in_use(lookup)) for name, weight in weights.items()}
+    else:
         stored = reference if isinstance(reference, Mapping) else open_checkpoint(reference)
-        now, then = lookup, stored_lookup(stored, names)
+        then = stored_in_use(stored, weights)
         # A reference is read from disk, the model may be on a GPU.
-        lookup = lambda name: then(name).to(now(name).device)  # noqa: E731
-    kept = {name: _detached(lookup(name)) for name in names}
+        kept = {name: _detached(then(name).to(lookup(name).device)) for name in weights}
     recorder = Recorder(sources, kept.__getitem__, options)
-    return Tracker(model, recorder, every=every, optimizer=optimizer, reference=kept)
+    return Tracker(
+        model, recorder, every=every, optimizer=optimizer, reference=kept, first_step=first_step
+    )
+
+
+def _hooked(optimizer: Any) -> torch.optim.Optimizer:
+    """The optimizer itself inside wrappers of trainers, which need not have hooks of their own."""
+    inner = optimizer
+    while isinstance(getattr(inner, "optimizer", None), torch.optim.Optimizer):
+        inner = inner.optimizer
+    if not hasattr(inner, "_optimizer_step_post_hooks"):
+        raise InvalidInputError(
+            f"optimizer is a {type(optimizer).__name__}, which has no hook for its steps: leave "
+            "optimizer= out and call tracker.step() after every step."
+        )
+    return inner
 
 
 def _detached(weight: Any) -> Any:

@@ -30,17 +30,14 @@ class Trial:
     ) -> "Trial":
         """Copy a module and put random weights where `source` says that its factors are."""
         stored = dict(zip(("W_Q", "W_K", "W_V", "W_O"), source.weights, strict=False))
-        adapted = {name for w in source.weights for name in w.parameter_names()[1:]}
         sizes: dict[str, torch.Size] = {}
 
         def position(name: str) -> Tensor:
             value = _get(module, name.removeprefix(prefix))
-            if name in adapted:
-                return torch.zeros(value.shape, dtype=torch.float64)
             sizes[name.removeprefix(prefix)] = value.shape
             return torch.arange(value.numel(), dtype=torch.float64).reshape(value.shape)
 
-        places = source.factors(position)
+        places = source.factors(position, adapted=False)
         index = Factors(**{name: heads.long() for name, heads in vars(places).items()})
         generator = torch.Generator().manual_seed(0)
         copy = shadow(module, dtype)

@@ -55,13 +55,13 @@ def test_rank_is_the_smallest_that_keeps_the_share() -> None:
     for seed, (name, values) in enumerate(changes.items()):
         _move(model.get_submodule(name).weight, values, seed)
     found = spectra.suggest_lora_ranks(tracker, share=0.89)
-    assert found.rank_pattern == {"0.q_proj": 2, "0.v_proj": 1, "1.o_proj": 9}
+    assert found.rank_pattern == {r"^0\.q_proj": 2, r"^0\.v_proj": 1, r"^1\.o_proj": 9}
     kept = dict(zip(found.modules, found.kept, strict=True))
     np.testing.assert_allclose(kept["0.q_proj"], 10.44 / 10.45, rtol=1e-6)
     np.testing.assert_allclose(kept["1.o_proj"], 0.9, rtol=1e-6)
     assert found.n_parameters == 24 * (2 + 1 + 9)
     capped = spectra.suggest_lora_ranks(tracker, share=0.89, max_rank=4)
-    assert capped.rank_pattern["1.o_proj"] == 4
+    assert capped.rank_pattern[r"^1\.o_proj"] == 4
     held = dict(zip(capped.modules, capped.kept, strict=True))
     np.testing.assert_allclose(held["1.o_proj"], 0.4, rtol=1e-6)
     assert "40.0%" in capped.summary()
@@ -74,10 +74,10 @@ def test_named_modules_and_saved_weights_give_the_same() -> None:
     _move(model[0].q_proj.weight, [1.0], 1)  # type: ignore[union-attr, arg-type]
     by_state = spectra.suggest_lora_ranks(before, model.state_dict(), modules="*.mlp", share=1.0)
     by_model = spectra.suggest_lora_ranks(before, model, modules=["*.mlp"], share=0.99)
-    assert by_model.rank_pattern == {"0.mlp": 2}
+    assert by_model.rank_pattern == {r"^0\.mlp": 2}
     assert by_state.modules == by_model.modules == ("0.mlp",)
     attention = spectra.suggest_lora_ranks(before, model.state_dict())
-    assert attention.rank_pattern == {"0.q_proj": 1}
+    assert attention.rank_pattern == {r"^0\.q_proj": 1}
 
 
 def _models() -> dict[str, Any]:
@@ -121,3 +121,22 @@ def test_peft_builds_adapters_of_the_suggested_ranks(kind: str) -> None:
         assert built[name].scaling["default"] == 2.0
     n_trainable = sum(p.numel() for p in adapted.parameters() if p.requires_grad)
     assert n_trainable == found.n_parameters
+
+
+def test_names_that_end_alike_get_their_own_ranks_and_no_other_module_is_adapted() -> None:
+    peft = pytest.importorskip("peft")
+    torch.manual_seed(0)
+    model = nn.ModuleDict({"q_proj": nn.Linear(12, 12), "encoder": _Block(), "decoder": _Block()})
+    model["decoder"].inner = _Block()
+    before = {name: weight.clone() for name, weight in model.state_dict().items()}
+    wanted = {"q_proj": 1, "encoder.q_proj": 4, "decoder.inner.k_proj": 3}
+    for seed, (name, rank) in enumerate(wanted.items()):
+        _move(model.get_submodule(name).weight, [1.0] * rank, seed)
+    found = spectra.suggest_lora_ranks(before, model, modules=list(wanted), share=0.999)
+    adapted = peft.get_peft_model(model, found.config())
+    built = {
+        name.removeprefix("base_model.model."): module.r["default"]
+        for name, module in adapted.named_modules()
+        if hasattr(module, "lora_A")
+    }
+    assert built == wanted
