@@ -15,6 +15,7 @@ from torch import Tensor
 _STEPS = 5  # applications of MᵀM that build the Krylov space
 _FIRST_SEED = 0  # the start block is random but the same in every run
 _OVERSAMPLING = 6  # columns of the block beyond the values wanted
+_IN_DOUBLE = 64  # size up to which the SVDs of matrices in single precision are done in double
 _TOLERANCE = 5e-7  # of σ₁: estimated error above which the values are found by a full SVD
 
 
@@ -155,8 +156,10 @@ def leading_part(
         values, error = values[:, :n_values], error[:, :n_values]
         slow = (error > _TOLERANCE * values[:, :1]).any(-1)
     elif n_vectors and _small(n, n_vectors + _OVERSAMPLING):
-        left, values, right = torch.linalg.svd(unit, full_matrices=False)
-        left, right = left[..., :n_vectors], right.mT[..., :n_vectors]
+        # Small matrices cost little in double precision, which spares the rounding of the SVD.
+        exact = unit.double() if n <= _IN_DOUBLE else unit
+        left, values, right = torch.linalg.svd(exact, full_matrices=False)
+        left, right = (v[..., :n_vectors].to(core.dtype) for v in (left, right.mT))
     else:
         values = torch.linalg.svdvals(unit)
         left, right = unit[..., :0], unit.mT[..., :0]
