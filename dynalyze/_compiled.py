@@ -47,7 +47,9 @@ def njit(
             dispatcher = numba.njit(**options)(function)
         finally:
             _SETTINGS.DISABLE_JIT = disabled
-        if cache and hasattr(dispatcher, "enable_caching"):  # it is plain Python without the JIT
+        in_a_file = not function.__code__.co_filename.startswith("<")
+        # Without the JIT the dispatcher is the function itself.
+        if cache and in_a_file and hasattr(dispatcher, "enable_caching"):
             try:
                 dispatcher.enable_caching()
             except (RuntimeError, OSError):  # "no locator available"

@@ -120,8 +120,9 @@ def load_npz(path: str | os.PathLike[str]) -> Dataset:
                 raise zipfile.BadZipFile("it is another kind of file, or damaged")
             file.seek(0)
             with np.load(file, allow_pickle=False) as archive:
-                arrays = {name: archive[name] for name in archive.files}
-    except (ValueError, OSError, EOFError, AttributeError, zipfile.BadZipFile) as error:
+                names = archive.files
+                arrays = {name: archive[name] for name in ("X", "y") if name in names}
+    except Exception as error:  # zipfile, zlib, tokenize and NumPy raise whatever they meet
         raise InvalidInputError(
             f"{path} cannot be read as an npz archive of plain arrays ({error}): write it with "
             "numpy.savez(path, X=X, y=y)"
@@ -129,7 +130,7 @@ def load_npz(path: str | os.PathLike[str]) -> Dataset:
     for name in ("X", "y"):
         if name not in arrays:
             raise InvalidInputError(
-                f"{path} holds {', '.join(sorted(arrays)) or 'no arrays'}, and no array {name}: "
+                f"{path} holds {', '.join(sorted(names)) or 'no arrays'}, and no array {name}: "
                 "write it with numpy.savez(path, X=X, y=y)"
             )
     return Dataset(arrays["X"], arrays["y"])

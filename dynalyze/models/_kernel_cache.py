@@ -4,18 +4,14 @@ Numba can cache only functions that live in a file. The file's name is a hash of
 that determines its content; Numba keeps the compiled code beside it.
 """
 
-import atexit
 import contextlib
 import hashlib
-import importlib.util
 import os
-import shutil
 import sys
 import tempfile
 from collections.abc import Callable
-from functools import cache
 from pathlib import Path
-from types import ModuleType
+from types import CodeType, ModuleType
 
 from dynalyze._warn import warn
 from dynalyze.errors import KernelCacheWarning
@@ -33,28 +29,6 @@ def cache_folder() -> Path:
     else:
         root = Path.home() / ".cache"
     return root / "dynalyze" / "kernels"
-
-
-@cache
-def _temporary_folder() -> Path:
-    folder = Path(tempfile.mkdtemp(prefix="dynalyze-"))
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    return folder
-
-
-def _usable_folder() -> Path:
-    folder = cache_folder()
-    with contextlib.suppress(OSError):
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    # Numba asks for the same right when it stores the compiled code
-    if os.access(folder, os.W_OK | os.X_OK):
-        return folder
-    warn(
-        f"the cache folder {folder} cannot be written: generated code will be compiled again in "
-        "every process; set XDG_CACHE_HOME to a folder that can be",
-        KernelCacheWarning,
-    )
-    return _temporary_folder()
 
 
 def load_module(key: str, generate: Callable[[], str]) -> ModuleType:
@@ -78,20 +52,40 @@ def load_module(key: str, generate: Callable[[], str]) -> ModuleType:
     name = "dynalyze_" + hashlib.sha256(key.encode()).hexdigest()[:32]
     if name in sys.modules:
         return sys.modules[name]
-    path = _usable_folder() / f"{name}.py"
-    if not path.exists():
-        _write(path, generate())
-    spec = importlib.util.spec_from_file_location(name, path)
-    if spec is None or spec.loader is None:
-        raise ImportError(f"cannot import generated code from {path}")
-    module = importlib.util.module_from_spec(spec)
+    module = ModuleType(name)
     sys.modules[name] = module
     try:
-        spec.loader.exec_module(module)
+        exec(_code(name, generate), vars(module))
     except BaseException:
         del sys.modules[name]
         raise
     return module
+
+
+def _code(name: str, generate: Callable[[], str]) -> CodeType:
+    """Compiled source of a module; Numba keeps its own code beside the file that it names."""
+    try:
+        folder = cache_folder()
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        path = folder / f"{name}.py"
+        if path.exists():
+            return compile(path.read_text(encoding="utf-8"), path, "exec")
+        unkept = None
+    except (OSError, RuntimeError) as error:  # RuntimeError: there is no home folder
+        unkept = error
+    source = generate()
+    if unkept is None:
+        try:
+            _write(path, source)
+            return compile(source, path, "exec")
+        except OSError as error:
+            unkept = error
+    warn(
+        "generated code cannot be kept, and will be compiled again in every process: its folder "
+        f"cannot be written ({unkept}); set XDG_CACHE_HOME to a folder that can be",
+        KernelCacheWarning,
+    )
+    return compile(source, f"<{name}>", "exec")
 
 
 def _write(path: Path, source: str) -> None:

@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 import dynalyze
 
 # Permissions do not bind root, so the folders are made unusable otherwise: Numba is told to look
@@ -52,3 +54,59 @@ def test_every_kernel_is_compiled_in_the_one_place_that_does_without_a_cache():
     ]
     assert direct == ["_compiled.py"]
     assert sum("from dynalyze._compiled import njit" in text for text in sources.values()) > 3
+
+
+_FORMULA = """
+import numpy as np
+import dynalyze.models
+import sympy as sp
+a, x = sp.symbols("a x")
+formula = dynalyze.models.SymbolicModel(a * x, [x], [a]).bind((np.ones((1, 1)), np.ones(1)))
+print(formula.value(np.zeros(1)))
+"""
+
+
+@pytest.mark.parametrize("why", ["full", "no home", "unwritable"])
+def test_generated_code_needs_no_folder(tmp_path: Path, why: str):
+    """Neither a disk that is full, nor a user without a home, nor a file in the folder's place."""
+    before = {
+        "full": "import os\ndef full(*_): raise OSError(28, 'No space left')\nos.replace = full\n",
+        "no home": "import pathlib\ndef none(): raise RuntimeError('Could not determine home')\n"
+        "pathlib.Path.home = none\n",
+        "unwritable": "",
+    }[why]
+    script = tmp_path / "script.py"
+    script.write_text(before + _FORMULA, encoding="utf-8")
+    cache = tmp_path / "cache"
+    if why == "unwritable":
+        cache.touch()
+    done = subprocess.run(
+        [sys.executable, str(script)],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"XDG_CACHE_HOME": "" if why == "no home" else str(cache)},
+        check=False,
+    )
+    assert done.stdout == "0.5\n"
+    assert "KernelCacheWarning: generated code cannot be kept" in done.stderr
+    assert done.stderr.count("KernelCacheWarning") == 1
+    assert "set XDG_CACHE_HOME to a folder that can be" in done.stderr
+    if why == "full":
+        assert list(cache.rglob("*.tmp")) == []
+
+
+def test_a_formula_compiled_once_is_loaded_by_the_next_process(tmp_path: Path):
+    script = tmp_path / "script.py"
+    script.write_text(_FORMULA, encoding="utf-8")
+    kept = []
+    for _ in range(2):
+        done = subprocess.run(
+            [sys.executable, str(script)],
+            capture_output=True,
+            text=True,
+            env=os.environ | {"XDG_CACHE_HOME": str(tmp_path)},
+            check=True,
+        )
+        assert (done.stdout, done.stderr) == ("0.5\n", "")
+        kept.append({file.name: file.stat().st_mtime_ns for file in tmp_path.rglob("*.nb?")})
+    assert kept[0] == kept[1] != {}

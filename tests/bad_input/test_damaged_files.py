@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from dynalyze import Initialization, StagePrediction, Trajectory, predict_stages, simulate
-from dynalyze.errors import SavedFileError
+from dynalyze.datasets import load_npz
+from dynalyze.errors import InvalidInputError, SavedFileError
 from dynalyze.models import DiagonalLinear
 from dynalyze.spectra.history import SpectraHistory
 from dynalyze.training import FullHead, TrainingRun, train
@@ -241,3 +242,23 @@ def test_damaged_files_are_refused_or_load_as_they_were(saved, tmp_path, kind):
     n = int(os.environ.get("DYNALYZE_DAMAGES", "90"))
     refused = sum(damage_and_load(saved[kind], kind, tmp_path / "file", rng) for _ in range(n))
     assert refused > n / 2
+
+
+def test_damaged_data_are_refused_or_load_as_they_were(tmp_path):
+    rng = np.random.default_rng(3)
+    X, y = rng.standard_normal((30, 4)), rng.standard_normal(30)
+    path, file = tmp_path / "data.npz", io.BytesIO()
+    np.savez_compressed(file, X=X, y=y)
+    refused = 0
+    for _ in range(int(os.environ.get("DYNALYZE_DAMAGES", "150"))):
+        damage = (flip, overwrite, truncate, insert, headers)[rng.integers(5)]
+        path.write_bytes(damage(file.getvalue(), rng, None))
+        try:
+            loaded = load_npz(path)
+        except InvalidInputError:
+            refused += 1
+            continue
+        if damage is not headers:  # which may turn one array into another, with a right checksum
+            np.testing.assert_array_equal(loaded.X, X)
+            np.testing.assert_array_equal(loaded.y, y)
+    assert refused > 75

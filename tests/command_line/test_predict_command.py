@@ -143,7 +143,7 @@ def test_interrupted_exits_with_130_and_prints_and_saves_what_was_found(
 ):
     path, *_ = data_file
     saved = tmp_path / "kept.npz"
-    limit_point, calls = algorithm.limit_point, []
+    limit_point, calls = algorithm.SignConstrainedLimits.limit_point, []
 
     def until_the_second(*arguments, **options):
         calls.append(arguments)
@@ -151,7 +151,7 @@ def test_interrupted_exits_with_130_and_prints_and_saves_what_was_found(
             raise KeyboardInterrupt
         return limit_point(*arguments, **options)
 
-    monkeypatch.setattr(algorithm, "limit_point", until_the_second)
+    monkeypatch.setattr(algorithm.SignConstrainedLimits, "limit_point", until_the_second)
     assert main(["predict", "--data", str(path), "--out", str(saved)]) == 130
     captured = capsys.readouterr()
     assert "status: interrupted (interrupted; the stages before" in captured.out
@@ -162,7 +162,7 @@ def test_interrupted_exits_with_130_and_prints_and_saves_what_was_found(
 @pytest.mark.parametrize("option", ["--out", "--plot"])
 def test_missing_folders_are_refused_before_the_work(data_file, monkeypatch, capsys, option):
     path, *_ = data_file
-    monkeypatch.setattr(algorithm, "limit_point", None)
+    monkeypatch.setattr(algorithm.SignConstrainedLimits, "limit_point", None)
     assert main(["predict", "--data", str(path), option, "missing/file.npz"]) == 2
     assert (
         f"{option} missing/file.npz cannot be written: there is no such folder"
@@ -172,7 +172,7 @@ def test_missing_folders_are_refused_before_the_work(data_file, monkeypatch, cap
 
 def test_unknown_figure_formats_are_refused_before_the_work(data_file, monkeypatch, capsys):
     path, *_ = data_file
-    monkeypatch.setattr(algorithm, "limit_point", None)
+    monkeypatch.setattr(algorithm.SignConstrainedLimits, "limit_point", None)
     assert main(["predict", "--data", str(path), "--plot", "figure.xyz"]) == 2
     error = capsys.readouterr().err
     assert "--plot figure.xyz: figures cannot be written as .xyz; use one of" in error
