@@ -1,5 +1,7 @@
 """Errors and warnings of the library, all importable from `dynalyze`."""
 
+from typing import Any
+
 
 class DynalyzeError(Exception):
     """Base class of every error that the library raises itself."""
@@ -25,6 +27,33 @@ class FlowError(DynalyzeError, ArithmeticError):
     """The flow cannot be continued: not a number, or a step size that vanishes."""
 
 
+class DeadlinePassedError(DynalyzeError):
+    """The time for a prediction is over in the middle of a transition; `predict_stages` ends."""
+
+
+class NoLimitPointError(DynalyzeError, ArithmeticError):
+    """A symbolic flow was not seen to come to rest; the message says what it did."""
+
+
+class UnsolvedBranchError(DynalyzeError, ArithmeticError):
+    """A symbolic flow has a limit point, but no formula for it was found.
+
+    Parameters
+    ----------
+    message : str
+        What was tried.
+    equations : tuple of sympy expressions
+        What must vanish at the limit point, which remains to be solved.
+    theta : ndarray, shape (p,)
+        The limit point in numbers.
+    """
+
+    def __init__(self, message: str, equations: tuple[Any, ...], theta: Any) -> None:
+        super().__init__(message)
+        self.equations = equations
+        self.theta = theta
+
+
 class ConstantFeatureWarning(DynalyzeWarning):
     """A feature has the same value everywhere, so what is learned on it may not be meant."""
 
@@ -39,6 +68,18 @@ class KernelCacheWarning(DynalyzeWarning):
 
 class StagesOverlapWarning(DynalyzeWarning):
     """The given initialization is not small enough to separate every stage from the next."""
+
+
+class LearningRateWarning(DynalyzeWarning):
+    """The learning rate is too large: the run diverged, or does not follow the gradient flow."""
+
+
+class NonSmoothWarning(DynalyzeWarning):
+    """The module is not twice continuously differentiable, which Definition 3.1 asks for."""
+
+
+class UpcastWarning(DynalyzeWarning):
+    """A module of lower precision was copied to float64."""
 
 
 class UnreadableCheckpointWarning(DynalyzeWarning):

@@ -1,5 +1,7 @@
 """SciPy's stiff solvers as steppers: the references that other methods are held against."""
 
+import inspect
+import re
 import warnings
 from typing import Any
 
@@ -16,6 +18,8 @@ from dynalyze.models.protocol import Objective
 _SOLVERS = {"LSODA": integrate.LSODA, "BDF": integrate.BDF, "Radau": integrate.Radau}
 # Errors of z are errors of log|w|: absolute ones are what counts, whatever the size of log(1/α).
 _RTOL = 1e-13
+
+_LSODA_FILE = inspect.getfile(integrate.LSODA)
 
 _LONGEST_STEP = 1e200  # where nothing changes any more, steps would overflow
 
@@ -103,10 +107,10 @@ class ScipyStepper(GuardedStepper):
         """Step, and return what the solver says about a failure."""
         with warnings.catch_warnings(record=True) as caught:
             # LSODA gives its reasons as warnings.
-            warnings.filterwarnings("always", message="lsoda")
+            warnings.filterwarnings("always", module=re.escape(integrate.LSODA.__module__))
             reasons = [self._solver.step()]
         for warning in caught:
-            if str(warning.message).startswith("lsoda"):
+            if warning.filename == _LSODA_FILE:
                 reasons.append(str(warning.message))
             else:
                 warnings.warn_explicit(

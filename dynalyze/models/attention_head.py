@@ -28,6 +28,7 @@ from dynalyze.models.data import (
     warn_of_constant_features,
 )
 from dynalyze.models.losses import squared_loss_factor
+from dynalyze.models.protocol import CheckedObjective
 
 # Samples are summed in so many chunks at most, of so many blocks at least, whatever the number
 # of threads.
@@ -161,7 +162,7 @@ class AttentionHead:
         return inputs
 
 
-class AttentionHeadObjective:
+class AttentionHeadObjective(CheckedObjective):
     """Loss of an `AttentionHead` on a data set; made by `AttentionHead.bind`.
 
     Satisfies `dynalyze.models.Objective`. The samples are summed in fixed chunks whose sums are

@@ -1,5 +1,6 @@
 """Turn what a user gives as the model into an `Objective`."""
 
+import sys
 from typing import cast
 
 import numpy as np
@@ -8,7 +9,7 @@ from dynalyze._typing import ArrayLike, Data
 from dynalyze.errors import InvalidInputError
 from dynalyze.models.data import as_positive_int
 from dynalyze.models.losses import Loss
-from dynalyze.models.protocol import Model, Objective
+from dynalyze.models.protocol import CheckedObjective, Model, Objective
 
 
 def bind(
@@ -52,7 +53,8 @@ def _objective(
                 "weights: leave out data and sample_weight, or give a Model"
             )
         return model
-    if any(base.__module__.startswith("torch.nn.") for base in type(model).__mro__):
+    torch = sys.modules.get("torch")  # where a module exists, it is loaded
+    if torch is not None and isinstance(model, torch.nn.Module):
         raise InvalidInputError(
             f"model=<{type(model).__name__}> is a PyTorch module, whose products are not known: "
             "wrap it, dynalyze.models.TorchModel(module, products=[(name_u, name_v), ...])"
@@ -73,7 +75,7 @@ def _check_shapes(objective: Objective) -> None:
 
     The library's own have been checked where they were bound, and are not evaluated here.
     """
-    if type(objective).__module__.partition(".")[0] == "dynalyze":
+    if isinstance(objective, CheckedObjective):
         return
     name, p = type(objective).__name__, objective.n_products
     as_positive_int(p, f"{name}.n_products")

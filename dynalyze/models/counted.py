@@ -6,13 +6,13 @@ from typing import ParamSpec, TypeVar
 from dynalyze._interrupts import deliver, evaluate
 from dynalyze._typing import FloatArray, IntArray
 from dynalyze.models.least_squares import HessianMinimizer, SupportMinimizer
-from dynalyze.models.protocol import Objective
+from dynalyze.models.protocol import CheckedObjective, Objective
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
 
-class CountedObjective:
+class CountedObjective(CheckedObjective):
     """Objective that passes every call on and counts it, so that work can be compared.
 
     Before each call a Ctrl-C that `dynalyze._interrupts` holds is delivered.

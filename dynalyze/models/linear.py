@@ -16,6 +16,7 @@ from dynalyze.models.data import (
 )
 from dynalyze.models.least_squares import DesignMinimizer
 from dynalyze.models.losses import squared_loss_factor
+from dynalyze.models.protocol import CheckedObjective
 from dynalyze.models.tables import column_names
 
 _FEW = 0.05  # share of products up to which gathering their columns is cheaper than all of X
@@ -101,7 +102,7 @@ class DiagonalLinear:
 
 
 @dataclass(frozen=True, eq=False)
-class DiagonalLinearObjective:
+class DiagonalLinearObjective(CheckedObjective):
     """L(θ) = ½ Σ_s w_s (y_s − ⟨x_s, θ⟩)², with its field and its constant Hessian."""
 
     compiled = True

@@ -55,6 +55,12 @@ class Objective(Protocol):
         """Columns ∂²L/∂θ∂θ_i for i in `indices`; shape (p, len(indices))."""
 
 
+class CheckedObjective:
+    """Base of the library's own objectives, whose shapes were checked where data were bound."""
+
+    compiled = False
+
+
 def relative_field_units(objective: Objective) -> FloatArray:
     """Units of the fields relative to the largest, shape (p,): 1 where none are known.
 

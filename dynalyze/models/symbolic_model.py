@@ -29,6 +29,7 @@ from dynalyze.models.data import (
     normalized_sample_weight,
 )
 from dynalyze.models.losses import squared_loss_factor
+from dynalyze.models.protocol import CheckedObjective
 from dynalyze.models.symbolic_loss import (
     SymbolicLoss,
     as_expression,
@@ -205,7 +206,7 @@ class SymbolicModel:
 
 
 @dataclass(frozen=True, eq=False)
-class SymbolicObjective:
+class SymbolicObjective(CheckedObjective):
     """Loss, field and Hessian columns of a `SymbolicModel` on data; see `SymbolicModel.bind`."""
 
     compiled = True

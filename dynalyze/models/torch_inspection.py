@@ -7,7 +7,7 @@ import numpy as np
 
 from dynalyze._torch import torch
 from dynalyze._warn import warn
-from dynalyze.errors import DynalyzeWarning, FrozenParametersWarning, InvalidInputError
+from dynalyze.errors import FrozenParametersWarning, InvalidInputError
 
 nn = torch.nn
 
@@ -35,14 +35,6 @@ _NON_SMOOTH_MODULES = (
     nn.SELU,
     nn.Softsign,
 )
-
-
-class NonSmoothWarning(DynalyzeWarning):
-    """The module is not twice continuously differentiable, which Definition 3.1 asks for."""
-
-
-class UpcastWarning(DynalyzeWarning):
-    """A module of lower precision was copied to float64."""
 
 
 def parameter_named(module: nn.Module, name: str, where: str) -> nn.Parameter:

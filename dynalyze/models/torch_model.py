@@ -8,12 +8,10 @@ import numpy as np
 from dynalyze._torch import torch
 from dynalyze._typing import ArrayLike, Data, FloatArray
 from dynalyze._warn import warn
-from dynalyze.errors import InvalidInputError
+from dynalyze.errors import InvalidInputError, NonSmoothWarning, UpcastWarning
 from dynalyze.models.data import as_positive_int, normalized_sample_weight
 from dynalyze.models.torch_device import converted, private_copy, type_named, usable_device
 from dynalyze.models.torch_inspection import (
-    NonSmoothWarning,
-    UpcastWarning,
     check_modules,
     check_outside,
     check_pairs,

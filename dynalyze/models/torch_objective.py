@@ -9,6 +9,7 @@ from dynalyze._torch import torch
 from dynalyze._typing import FloatArray, IntArray
 from dynalyze.errors import DynalyzeError
 from dynalyze.models.data import as_product_indices, as_products
+from dynalyze.models.protocol import CheckedObjective
 from dynalyze.models.torch_calculus import computing, gradient_of
 from dynalyze.models.torch_device import budgets, is_device_error, is_out_of_memory
 from dynalyze.models.torch_loss import SampleLoss
@@ -18,7 +19,7 @@ from dynalyze.models.torch_network import Network, ProductNetwork
 _OVERHEAD = 2
 
 
-class TorchObjective:
+class TorchObjective(CheckedObjective):
     """L(θ) = Σ_s weight_s ℓ(h(x_s; θ), y_s), by automatic differentiation.
 
     Built by `TorchModel.bind`. The samples are worked through in chunks, and Hessian columns in

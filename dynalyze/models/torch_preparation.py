@@ -5,12 +5,12 @@ import numpy as np
 from dynalyze._torch import torch
 from dynalyze._typing import Data
 from dynalyze._warn import warn
-from dynalyze.errors import DynalyzeError
+from dynalyze.errors import DynalyzeError, NonSmoothWarning
 from dynalyze.models.losses import squared_loss_factor
 from dynalyze.models.torch_calculus import computing
 from dynalyze.models.torch_data import gather
 from dynalyze.models.torch_device import is_out_of_memory
-from dynalyze.models.torch_inspection import NonSmoothWarning, some
+from dynalyze.models.torch_inspection import some
 from dynalyze.models.torch_loss import SampleLoss, check_loss, float_targets, squared_loss
 from dynalyze.models.torch_network import ProductNetwork, loss_in
 from dynalyze.models.torch_operations import Operations

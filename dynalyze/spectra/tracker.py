@@ -222,11 +222,19 @@ def track(
 
     Examples
     --------
-    >>> with track(model, every=50) as tracker:  # doctest: +SKIP
-    ...     for batch in loader:
-    ...         train(batch)
+    >>> import torch
+    >>> model = torch.nn.MultiheadAttention(4, 2)
+    >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    >>> x = torch.linspace(-1, 1, 12).reshape(3, 4)
+    >>> with track(model, every=2) as tracker:
+    ...     for _ in range(4):
+    ...         loss = (model(x, x, x)[0] - x).square().sum()
+    ...         optimizer.zero_grad()
+    ...         loss.backward()
+    ...         optimizer.step()
     ...         tracker.step()
-    >>> tracker.history.stable_rank  # doctest: +SKIP
+    >>> tracker.history.steps.tolist()
+    [0, 2, 4]
     """
     if every < 1:
         raise InvalidInputError(f"every must be at least 1 step, got {every}.")

@@ -7,8 +7,9 @@ from enum import StrEnum
 
 import numpy as np
 
+from dynalyze._interrupts import deliver
 from dynalyze._typing import BoolArray, FloatArray
-from dynalyze.errors import FlowError
+from dynalyze.errors import DeadlinePassedError, FlowError
 from dynalyze.models.counted import CountedObjective
 from dynalyze.models.protocol import Objective, relative_field_units
 from dynalyze.stages.clocks import Clock
@@ -16,7 +17,6 @@ from dynalyze.stages.recursion import Activation, activation
 from dynalyze.stages.sign_constrained import SignConstrainedLimits
 from dynalyze.stages.stationary import StationaryPoint
 from dynalyze.stages.transition import (
-    DeadlinePassedError,
     NoLimit,
     StepperFactory,
     Transition,
@@ -217,6 +217,7 @@ def recurse(
     point = origin
     path: Path = ()
     while True:
+        deliver()
         k = len(path)
         active = np.zeros(point.theta.size, dtype=bool)
         active[point.support] = True

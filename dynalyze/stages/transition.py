@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from dynalyze._typing import FloatArray, IntArray
-from dynalyze.errors import FlowError
+from dynalyze.errors import DeadlinePassedError, FlowError
 from dynalyze.flow.coordinates import BalancedCoordinates
 from dynalyze.flow.stepper import Stepper
 from dynalyze.models.counted import CountedObjective
@@ -50,10 +50,6 @@ class NoLimit:
     """A transition without a certified limit, and what was tried."""
 
     message: str
-
-
-class DeadlinePassedError(Exception):
-    """The time for a prediction is over in the middle of a transition."""
 
 
 def orbit_stepper(objective: Objective, chart: BalancedCoordinates, z0: FloatArray) -> Stepper:

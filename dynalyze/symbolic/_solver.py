@@ -16,19 +16,15 @@ sys.stdout.buffer.write(pickle.dumps(solve_here(equations, unknowns)))
 """
 
 
-class Unsolved(Exception):  # noqa: N818
-    """No solution was found; the message says what was tried."""
-
-
 def solve(
     equations: Sequence[sp.Expr], unknowns: Sequence[sp.Symbol], time_limit: float
-) -> list[dict[sp.Symbol, sp.Expr]]:
+) -> list[dict[sp.Symbol, sp.Expr]] | str:
     """Every solution that SymPy finds of equations = 0 within `time_limit` seconds.
 
-    Raises
-    ------
-    Unsolved
-        If the time is up, or SymPy cannot solve them.
+    Returns
+    -------
+    list of dict, or str
+        At least one solution, or why there is none: the time is up, or SymPy cannot solve them.
     """
     payload = pickle.dumps(sys.path) + pickle.dumps((list(equations), list(unknowns)))
     try:
@@ -39,15 +35,13 @@ def solve(
             timeout=time_limit,
             check=False,
         )
-    except subprocess.TimeoutExpired as error:
-        raise Unsolved(f"SymPy's solve did not end within time_limit={time_limit:g} s") from error
+    except subprocess.TimeoutExpired:
+        return f"SymPy's solve did not end within time_limit={time_limit:g} s"
     if child.returncode != 0:
         lines = child.stderr.decode(errors="replace").strip().splitlines()
-        raise Unsolved(f"SymPy's solve failed: {lines[-1] if lines else 'no message'}")
+        return f"SymPy's solve failed: {lines[-1] if lines else 'no message'}"
     solutions: list[dict[sp.Symbol, sp.Expr]] = pickle.loads(child.stdout)
-    if not solutions:
-        raise Unsolved("SymPy's solve found no solution")
-    return solutions
+    return solutions or "SymPy's solve found no solution"
 
 
 def solve_here(

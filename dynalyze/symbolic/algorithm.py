@@ -5,12 +5,12 @@ from typing import Any
 
 import sympy as sp
 
-from dynalyze.errors import InvalidInputError
+from dynalyze.errors import InvalidInputError, NoLimitPointError, UnsolvedBranchError
 from dynalyze.symbolic.decisions import Decisions, tidy
 from dynalyze.symbolic.equations import activation, log_scale, time_until_active
 from dynalyze.symbolic.problem import ExpectedLoss
 from dynalyze.symbolic.result import SymbolicStages
-from dynalyze.symbolic.stationary import LimitPoint, NoLimitPoint, UnsolvedBranch, limit_point
+from dynalyze.symbolic.stationary import LimitPoint, limit_point
 
 
 class _Recursion:
@@ -91,8 +91,8 @@ def stages(
     Parameters
     ----------
     problem : ExpectedLoss
-        The loss with its expectation taken, from `diagonal_linear`, `attention_head`,
-        `scalar_product`, `mean_loss`, or an expression of your own.
+        The loss with its expectation taken, from `diagonal_linear`, `attention_head` or
+        `mean_loss`, or an expression of your own.
     at : mapping of Symbol to number, optional
         Reference point: values of the parameters that say which branch to follow, wherever a
         sign or an order is not decided by assumptions. The result is still an expression in the
@@ -166,9 +166,9 @@ def stages(
             point = limit_point(
                 problem, run.theta[-1], starting, run.decisions, time_limit=time_limit
             )
-        except NoLimitPoint as error:
+        except NoLimitPointError as error:
             return run.result("no limit point", f"{place}{error}.", **following)
-        except UnsolvedBranch as error:
+        except UnsolvedBranchError as error:
             end = ", ".join(
                 f"{x} = {value:.12g}"
                 for x, value in zip(problem.products, error.theta, strict=True)

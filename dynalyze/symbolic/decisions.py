@@ -103,8 +103,7 @@ def _sign_of_number(value: sp.Expr) -> int:
         return int(sp.sign(value))
     number = sp.re(value.evalf(_DIGITS))
     if abs(number) < _ZERO:
-        # equals() proves equality for algebraic numbers; what it cannot tell from 0 at 45
-        # digits is taken to be 0
+        # What 45 digits cannot tell from 0 is taken to be 0.
         return 0
     return 1 if number > 0 else -1
 

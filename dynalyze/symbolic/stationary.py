@@ -15,7 +15,8 @@ import sympy as sp
 from scipy.integrate import LSODA
 
 from dynalyze._typing import BoolArray, FloatArray, IntArray
-from dynalyze.symbolic._solver import Unsolved, solve
+from dynalyze.errors import NoLimitPointError, UnsolvedBranchError
+from dynalyze.symbolic._solver import solve
 from dynalyze.symbolic.decisions import Decisions, tidy
 from dynalyze.symbolic.least_squares import sign_constrained_least_squares
 from dynalyze.symbolic.problem import ExpectedLoss
@@ -25,19 +26,6 @@ _CLOSE = 1e-6  # a solution this near to the flow's end is the one that it reach
 _GONE = 1e-9  # |θ_i| below this, and falling, has left the support
 _LARGE = 1e9
 _STEPS = 5000
-
-
-class NoLimitPoint(Exception):  # noqa: N818
-    """The flow ψ was not seen to come to rest; the message says what it did."""
-
-
-class UnsolvedBranch(Exception):  # noqa: N818
-    """The flow has a limit point, but no formula for it was found."""
-
-    def __init__(self, message: str, equations: tuple[sp.Expr, ...], theta: FloatArray) -> None:
-        super().__init__(message)
-        self.equations = equations  # those that remain to be solved
-        self.theta = theta  # (p,), where the flow ends at the reference point
 
 
 @dataclass(frozen=True)
@@ -75,9 +63,9 @@ def limit_point(
 
     Raises
     ------
-    NoLimitPoint
+    NoLimitPointError
         If the flow does not come to rest.
-    UnsolvedBranch
+    UnsolvedBranchError
         If SymPy does not find the point where it rests.
     """
     allowed = [i for i, sign in enumerate(signs) if sign]
@@ -158,14 +146,13 @@ def _solved(
     unknowns = [problem.products[i] for i in support]
     off = {x: 0 for x, value in zip(problem.products, end, strict=True) if value == 0}
     equations = tuple(tidy(sp.diff(restricted, x).subs(off)) for x in unknowns)
-    try:
-        found = solve(equations, unknowns, time_limit)
-    except Unsolved as error:
-        raise UnsolvedBranch(str(error), equations, end) from error
+    found = solve(equations, unknowns, time_limit)
+    if isinstance(found, str):
+        raise UnsolvedBranchError(found, equations, end)
     distances = [_distance(solution, unknowns, end[support], decisions) for solution in found]
     best = int(np.argmin(distances))
     if distances[best] > _CLOSE:
-        raise UnsolvedBranch(
+        raise UnsolvedBranchError(
             f"none of the {len(found)} solutions that SymPy found is where the flow ends; the "
             f"nearest is {distances[best]:.1e} away",
             equations,
@@ -209,7 +196,7 @@ def flow_end(problem: ExpectedLoss, start: FloatArray, decisions: Decisions) -> 
 
     Raises
     ------
-    NoLimitPoint
+    NoLimitPointError
         If the flow diverges or does not come to rest.
     """
     moving: IntArray = np.flatnonzero(start).astype(np.int64)
@@ -238,7 +225,7 @@ def flow_end(problem: ExpectedLoss, start: FloatArray, decisions: Decisions) -> 
         with np.errstate(all="ignore"):
             g = field(theta)
         if flow.status == "failed" or not np.all(np.isfinite(g)) or np.abs(theta).max() > _LARGE:
-            raise NoLimitPoint(f"the flow diverges: it gets to {_at(problem, moving, theta)}")
+            raise NoLimitPointError(f"the flow diverges: it gets to {_at(problem, moving, theta)}")
         leaving = (np.abs(theta) < _GONE) & (signs * g < 0)
         if step % 10 == 0:
             polished = _newton(np.where(leaving, 0.0, theta), ~leaving, field, hessian)
@@ -246,7 +233,7 @@ def flow_end(problem: ExpectedLoss, start: FloatArray, decisions: Decisions) -> 
                 end = np.zeros(len(start))
                 end[moving] = polished
                 return end
-    raise NoLimitPoint(
+    raise NoLimitPointError(
         f"the flow does not come to rest: at flow time {flow.t:.1e} it is at "
         f"{_at(problem, moving, theta)}, and no strict minimum is near"
     )

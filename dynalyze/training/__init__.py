@@ -1,6 +1,6 @@
 """PyTorch training runs: heads and transformers, data, loop, checkpoints."""
 
-from dynalyze.training.assemble import LearningRateWarning
+from dynalyze.errors import LearningRateWarning
 from dynalyze.training.distributed import process_group
 from dynalyze.training.full_flow import FullTrajectory, RankSteps, rank_steps, simulate_full
 from dynalyze.training.heads import DiagonalHead, FullHead

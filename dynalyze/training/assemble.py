@@ -15,7 +15,7 @@ from dynalyze._interrupts import held, interruptible, take
 from dynalyze._torch import torch
 from dynalyze._typing import Data, IntArray
 from dynalyze._warn import warn
-from dynalyze.errors import DynalyzeWarning, InvalidInputError
+from dynalyze.errors import InvalidInputError, LearningRateWarning
 from dynalyze.flow.initialization import Initialization
 from dynalyze.models.losses import loss_name
 from dynalyze.models.torch_calculus import differentiable_attention
@@ -31,10 +31,6 @@ from dynalyze.training.training_run import TrainingRun
 
 # Gradient descent at a stable learning rate lowers the loss at every step, but for rounding.
 _TOLERATED_RISES = 0.01
-
-
-class LearningRateWarning(DynalyzeWarning):
-    """The learning rate is too large: the run diverged, or does not follow the gradient flow."""
 
 
 @held()

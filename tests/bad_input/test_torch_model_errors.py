@@ -12,9 +12,14 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from dynalyze import FrozenParametersWarning
-from dynalyze.errors import DynalyzeError, InvalidInputError, MissingDependencyError
+from dynalyze.errors import (
+    DynalyzeError,
+    InvalidInputError,
+    MissingDependencyError,
+    NonSmoothWarning,
+    UpcastWarning,
+)
 from dynalyze.models import TorchModel
-from dynalyze.models.torch_inspection import NonSmoothWarning, UpcastWarning
 
 
 class Net(nn.Module):

@@ -57,8 +57,8 @@ def test_a_cache_that_cannot_be_written(monkeypatch, tmp_path):
 
 def test_models_in_pytorch():
     torch = pytest.importorskip("torch")
+    from dynalyze.errors import NonSmoothWarning, UpcastWarning
     from dynalyze.models import TorchModel
-    from dynalyze.models.torch_inspection import NonSmoothWarning, UpcastWarning
 
     class Net(torch.nn.Module):
         def __init__(self):
@@ -78,8 +78,8 @@ def test_models_in_pytorch():
 
 def test_learning_rates():
     pytest.importorskip("torch")
+    from dynalyze.errors import LearningRateWarning
     from dynalyze.training import DiagonalHead, train, train_many
-    from dynalyze.training.assemble import LearningRateWarning
 
     tokens = np.random.default_rng(0).standard_normal((10, 3, 2))
     data, head = (tokens, 0.5 * tokens), DiagonalHead(2)

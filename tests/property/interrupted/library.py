@@ -52,7 +52,7 @@ def check_prediction(found, whole):
     n = found.n_stages
     for name in ("times", "coordinates", "signs", "durations"):
         np.testing.assert_allclose(getattr(found, name), getattr(whole, name)[:n], rtol=1e-9)
-    for name in ("theta", "b", "fields", "losses", "curvatures"):
+    for name in ("theta", "b", "fields", "losses"):
         expected = getattr(whole, name)[: n + 1]
         scale = np.abs(expected).max(initial=0.0, where=np.isfinite(expected))
         np.testing.assert_allclose(getattr(found, name), expected, rtol=1e-9, atol=1e-9 * scale)
