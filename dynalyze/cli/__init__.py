@@ -7,7 +7,6 @@ imported inside ``run``, so that ``--help`` is instant.
 
 import argparse
 import re
-import sys
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
@@ -70,10 +69,10 @@ def _run(arguments: argparse.Namespace) -> int:
             return int(arguments.run(arguments))
     except (DynalyzeError, OSError) as error:
         message = " ".join(_text(error).split())
-        print(f"dynalyze {arguments.command}: error: {message}", file=sys.stderr)
+        _console.complain(f"dynalyze {arguments.command}: error: {message}")
         return 2
     except KeyboardInterrupt:
-        print(f"dynalyze {arguments.command}: interrupted", file=sys.stderr)
+        _console.complain(f"dynalyze {arguments.command}: interrupted")
         return 130
 
 
@@ -90,7 +89,7 @@ def _one_line_warnings(command: str, otherwise: Callable[..., None]) -> Callable
 
     def show(message: Warning | str, category: type[Warning], *args: Any, **options: Any) -> None:
         if issubclass(category, DynalyzeWarning):
-            print(f"dynalyze {command}: warning: {message}", file=sys.stderr)
+            _console.complain(f"dynalyze {command}: warning: {message}")
         else:
             otherwise(message, category, *args, **options)
 

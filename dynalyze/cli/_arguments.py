@@ -139,7 +139,7 @@ def add_threshold(parser: argparse.ArgumentParser) -> None:
 
 def show_progress(arguments: argparse.Namespace) -> bool:
     """Whether a progress bar is wanted: on a terminal, unless ``--quiet``."""
-    return not arguments.quiet and sys.stderr.isatty()
+    return not arguments.quiet and sys.stderr is not None and sys.stderr.isatty()
 
 
 def load_problem(arguments: argparse.Namespace) -> Problem:

@@ -56,6 +56,13 @@ def show(text: str) -> None:
         raise
 
 
+def complain(text: str) -> None:
+    """Print to standard error, if there is one that can be written."""
+    if sys.stderr is not None:
+        with contextlib.suppress(OSError):
+            print(text, file=sys.stderr)
+
+
 def abandon_output() -> None:
     """Let what is still buffered go nowhere: at its exit Python would try once more to write it."""
     with contextlib.suppress(OSError, ValueError, AttributeError):

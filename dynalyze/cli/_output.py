@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import math
 from collections.abc import Callable, Mapping
@@ -30,19 +31,20 @@ def add_json(parser: argparse.ArgumentParser) -> None:
 
 def check_output(arguments: argparse.Namespace) -> None:
     """Refuse before the work begins, not after it, what cannot be written."""
-    targets = {}
-    for option in ("out", "plot"):
-        if path := getattr(arguments, option, None):
-            try:
-                targets[option] = writable_target(path)
-            except SavedFileError as error:
-                raise InvalidInputError(f"--{option} {error}") from error
-    if len(set(targets.values())) < len(targets):
-        raise InvalidInputError(
-            f"--out {arguments.out} and --plot {arguments.plot} are one file: name two"
-        )
-    if path := getattr(arguments, "plot", None):
-        _figure_format(path)
+    paths = {}
+    if out := getattr(arguments, "out", None):
+        paths["out"] = out
+    if plot := getattr(arguments, "plot", None):
+        paths["plot"] = _figure_path(plot)
+        _figure_format(plot)
+    targets = set()
+    for option, path in paths.items():
+        try:
+            targets.add(writable_target(path))
+        except SavedFileError as error:
+            raise InvalidInputError(f"--{option} {error}") from error
+    if len(targets) < len(paths):
+        raise InvalidInputError(f"--out {out} and --plot {plot} are one file: name two")
 
 
 def _figure_format(path: str) -> str:
@@ -108,8 +110,18 @@ def _plain(value: Any) -> Any:
     return value
 
 
+def _figure_path(path: str) -> str:
+    """The file that a figure goes to: a name without a suffix gets one, as matplotlib does it."""
+    return path if Path(path).suffix else f"{path}.{_figure_format(path)}"
+
+
 def _write_figure(ax: Any, path: str) -> None:
-    # A name without a suffix gets one, as matplotlib itself does it.
-    kind = _figure_format(path)
-    with replacing(path if Path(path).suffix else f"{path}.{kind}") as file:
-        ax.figure.savefig(file, dpi=150, format=kind)
+    drawn = io.BytesIO()
+    try:
+        ax.figure.savefig(drawn, dpi=150, format=_figure_format(path))
+    except Exception as error:  # of the program that draws this format, such as a missing LaTeX
+        raise InvalidInputError(
+            f"--plot {path}: this format cannot be drawn here ({error}); use .png, .pdf or .svg"
+        ) from error
+    with replacing(_figure_path(path)) as file:
+        file.write(drawn.getbuffer())

@@ -72,13 +72,39 @@ def test_files_are_written_and_the_exit_code_kept_where_the_reader_has_gone():
     assert Path("p.png").is_file()
 
 
-def test_a_closed_standard_output_stops_nothing():
-    shell = f"exec {sys.executable} -m dynalyze {' '.join(PREDICT)} --out p.npz >&-"
+@pytest.mark.parametrize("closed", [">&-", "2>&-", "<&-", ">&- 2>&-", "2>/dev/full"])
+def test_closed_standard_streams_stop_nothing(closed: str):
+    options = "--out p.npz --log10-alpha -0.5"  # with a warning
+    shell = f"exec {sys.executable} -m dynalyze predict --data data.npz {options} {closed}"
     done = subprocess.run(
-        ["/bin/sh", "-c", shell], stderr=subprocess.PIPE, env=environment("utf-8"), check=False
+        ["/bin/sh", "-c", shell], capture_output=True, env=environment("utf-8"), check=False
     )
-    assert (done.returncode, done.stderr) == (0, b"")
+    assert done.returncode == 0
+    assert b"Traceback" not in done.stderr
+    assert (b"converged" in done.stdout) == (">&-" not in closed.split())
     assert StagePrediction.load("p.npz").n_stages == 3
+
+
+def test_an_error_keeps_its_exit_code_where_standard_error_is_closed():
+    for closed in ("2>&-", "2>/dev/full"):
+        shell = f"exec {sys.executable} -m dynalyze predict --data none.npz {closed}"
+        done = subprocess.run(["/bin/sh", "-c", shell], capture_output=True, check=False)
+        assert (done.returncode, done.stdout, done.stderr) == (2, b"", b"")
+
+
+def test_a_format_that_cannot_be_drawn_is_one_line_below_the_table(monkeypatch, capsys):
+    from matplotlib.figure import Figure
+
+    def no_latex(*_, **__):
+        raise RuntimeError("'xelatex' not found")
+
+    monkeypatch.setattr(Figure, "savefig", no_latex)
+    assert main([*PREDICT, "--plot", "p.pgf"]) == 2
+    captured = capsys.readouterr()
+    assert "status: converged" in captured.out
+    assert "--plot p.pgf: this format cannot be drawn here ('xelatex' not found)" in captured.err
+    assert captured.err.count("\n") == 1
+    assert not Path("p.pgf").exists()
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")

@@ -30,8 +30,9 @@ WRONG = {
     PREDICT + "--out folder": "--out folder cannot be written: it is a folder",
     PREDICT + "--out data.npz/p.npz": "--out data.npz/p.npz cannot be written: Not a directory",
     PREDICT + "--out /dev/null": "--out /dev/null cannot be written: it is a device",
-    PREDICT + "--plot folder": "--plot folder cannot be written: it is a folder",
+    PREDICT + "--plot folder.png": "--plot folder.png cannot be written: it is a folder",
     PREDICT + "--out a.png --plot a.png": "--out a.png and --plot a.png are one file",
+    PREDICT + "--out fig.png --plot fig": "--out fig.png and --plot fig are one file",
     PREDICT + "--target y": "--target y names a column of a .csv file",
     "predict --data folder": "folder: it is not a regular file",
     "predict --data /dev/null": "/dev/null: it is not a regular file",
@@ -80,6 +81,7 @@ def files(tmp_path, monkeypatch):
     X = np.random.default_rng(0).standard_normal((9, 3))
     np.savez("data.npz", X=X, y=X[:, 0])
     (tmp_path / "folder").mkdir()
+    (tmp_path / "folder.png").mkdir()
     (tmp_path / "junk.pt").write_bytes(b"junk")
     (tmp_path / "table.csv").write_text("a,b,y\n1,2,3\n2,1,0\n")
 
