@@ -12,7 +12,8 @@ N_RECORDS = 60
 N_VALUES = 10
 RANK = 32  # rank that a change cannot exceed: head dimension 16
 SIZES = (0.0, 2.0, 3.0, 4.0, 5.0, 6.0, 10.0, 30.0)
-NOISES = ("white", "random walk", "product")
+NOISES = ("white", "random walk", "product", "minibatch")
+BATCH_RANK = 4
 
 
 @dataclass(frozen=True)
@@ -38,9 +39,10 @@ def synthetic_spectra(
     size : float
         Final size of each component, over the root mean square of the noise's singular values at
         the end; 0: noise alone.
-    noise : {"white", "random walk", "product"}
-        Independent Gaussian matrices at each record; their running sum, which grows as √t; or a
-        product of a running sum with a fixed Gaussian matrix, as in Δ(W_K) W_Q(0)ᵀ.
+    noise : {"white", "random walk", "product", "minibatch"}
+        Independent Gaussian matrices at each record; their running sum, which grows as √t; a
+        product of a running sum with a fixed Gaussian matrix, as in Δ(W_K) W_Q(0)ᵀ; or a running
+        sum of matrices of rank 4, as the gradients of four samples are.
     n_heads, n_jumps : int
         How many.
     rng : numpy.random.Generator
@@ -54,21 +56,31 @@ def synthetic_spectra(
     growth = 1.0 / (1.0 + np.exp(-(records[:, None, None] - jumps)))  # (R, N, J)
     left, right = (np.linalg.qr(rng.standard_normal(shape))[0][..., :n_jumps] for _ in range(2))
     fixed = rng.standard_normal(shape) / np.sqrt(RANK)
-    walk = np.zeros(shape)
+    walk, batches = np.zeros(shape), np.zeros(shape)
     values, norms = [], []
     for r in records:
         fresh = rng.standard_normal(shape)
         walk = walk + fresh / np.sqrt(N_RECORDS)
-        disorder = {"white": fresh, "random walk": walk, "product": walk @ fixed}[noise]
+        if noise == "minibatch" and r:
+            a, b = rng.standard_normal((2, n_heads, RANK, BATCH_RANK))
+            batches = batches + a @ b.transpose(0, 2, 1) / np.sqrt(BATCH_RANK * N_RECORDS)
+        disorder = {
+            "white": fresh,
+            "random walk": walk,
+            "product": walk @ fixed,
+            "minibatch": batches,
+        }[noise]
         change = size * (left * growth[r][:, None]) @ right.transpose(0, 2, 1)
         change = change + disorder / np.sqrt(RANK)
         spectrum = np.linalg.svd(change, compute_uv=False)
         values.append(spectrum[:, :N_VALUES])
         norms.append(np.linalg.norm(spectrum, axis=-1))
-    return Synthetic(_as_history(np.array(values), np.array(norms)), jumps)
+    return Synthetic(as_history(np.array(values), np.array(norms)), jumps)
 
 
-def _as_history(values: FloatArray, norms: FloatArray) -> SpectraHistory:
+def as_history(
+    values: FloatArray, norms: FloatArray, *, largest_rank: int = RANK
+) -> SpectraHistory:
     """One layer; the second product does not change."""
     n_records, n_heads, _ = values.shape
     both = np.stack([values, np.zeros_like(values)], 1)
@@ -87,7 +99,7 @@ def _as_history(values: FloatArray, norms: FloatArray) -> SpectraHistory:
         numerical_rank=np.zeros_like(frobenius, dtype=np.int64),
         left_angles=none,
         right_angles=none,
-        largest_rank=np.full((2, n_heads), RANK, dtype=np.int64),
+        largest_rank=np.full((2, n_heads), largest_rank, dtype=np.int64),
         initial_singular_values=np.ones((2, n_heads, RANK)),
         rank_tolerance=0.01,
     )
@@ -145,16 +157,17 @@ def main() -> None:
         f"""
 100 heads of {N_RECORDS} records each: changes of rank {RANK} with three components that grow
 exponentially, by e per record, and saturate at known records, in Gaussian noise. Options are the
-defaults (threshold 0.1, noise factor 3, persistence 3). A size is a component's final singular
-value over the root mean square of those of the noise at the end of the run; the largest singular
-value of white noise is 2 on that scale. A delay is the detected minus the true time of half the
-final size, median ± median absolute deviation, in records.
+defaults (threshold 0.1, noise factor 3, bulk factor 2, persistence 3). A size is a component's
+final singular value over the root mean square of those of the noise at the end of the run; the
+largest singular value of white noise is 2 on that scale. A delay is the detected minus the true
+time of half the final size, median ± median absolute deviation, in records.
 
 {table(["noise", "size", "jumps missed", "components invented per head", "delay"], rows)}
 
 White noise is drawn anew at every record, a random walk is its running sum, and a product is a
-running sum times a fixed Gaussian matrix, whose spectrum has a wider bulk. A component below the
-noise factor is missed by construction; where noise is as wide as a product's, raise the factor.
+running sum times a fixed Gaussian matrix, whose spectrum has a wider bulk. Minibatch noise is a
+running sum of matrices of rank {BATCH_RANK}, of low rank itself at first: without the bulk factor
+it gave ten components in each head. A component below the noise factor is missed by construction.
 """,
         module="validation.stage_detection",
         packages=("numpy",),

@@ -1,15 +1,23 @@
 """Where a new component of a change leaves the noise: the stages seen in tracked spectra.
 
 The rule, per head and product. Let σ_1 ≥ σ_2 ≥ … be the singular values of the change at a record,
-n the number of all of them, and ν_k = √((‖Δ‖_F² − σ_1² − … − σ_k²) / (n − k)) the root mean square
-of those below the k-th. The rank of the change is the largest k ≤ n/2 with
+n the number of all of them and K of those that were kept, μ_k the mean of σ_{k+1} … σ_K, and
+ν_k = √((‖Δ‖_F² − σ_1² − … − σ_k²) / (n − k)) the root mean square of all those below the k-th. The
+rank of the change is the largest k ≤ n/2 (k < K, unless all are kept) with
 
-    σ_k ≥ noise_factor · ν_k   and   σ_k ≥ threshold · S,
+    σ_k ≥ noise_factor · ν_k,   σ_k ≥ bulk_factor · μ_k   and   σ_k ≥ threshold · S,
 
 S being the largest singular value that the head's change ever has. Component k appears at the first
-of `persistence` records in a row at which the rank is k or more. A matrix of independent noise has
-σ_1 ≤ 2 ν_0 in the limit (the edge of its bulk), so the default noise_factor of 3 leaves room for
-noise that is not quite white; the norm ‖Δ‖_F is exact also where few values are kept.
+of `persistence` records in a row at which the rank is k or more, if it is so at half at least of
+the records from there to the end (with persistence=1 every record is believed).
+
+Two models of noise stand behind it. A matrix of independent noise has σ_1 ≤ 2 ν_0 in the limit (the
+edge of its bulk), so the default noise_factor of 3 leaves room; the norm ‖Δ‖_F is exact also where
+few values are kept. The noise of minibatches is a sum of N outer products instead, correlated, and
+as long as N < n most of its values are 0: ν_k is far below the others. But those that are not 0 are
+alike, σ_1 < bulk_factor · μ_1, whatever N is; and while N is below K, at the first records, they
+are soon joined by more. What no rule on singular values tells from a change of low rank that is
+learned is noise that keeps to a few directions all the time, or falls off like a power of k.
 """
 
 from dataclasses import dataclass
@@ -41,6 +49,7 @@ class DetectedStages:
     ranks: IntArray  # (R, 2, N), rank of each change at each record, after persistence
     record_steps: IntArray  # (R,)
     layer_names: tuple[str, ...]
+    limit: str = ""  # what the rule takes noise to be, and how many components it can find
 
     def __len__(self) -> int:
         """Number of components."""
@@ -55,14 +64,14 @@ class DetectedStages:
     def summary(self) -> str:
         """Return a table of the components in the order in which they appeared, as text."""
         if not len(self):
-            return "no component left the noise"
+            return f"no component left the noise\n{self.limit}".strip()
         lines = [f"{'step':>10}  {'layer':<30}{'head':>5}  {'product':<10}{'rank':>5}{'size':>12}"]
         lines += [
             f"{self.steps[e]:>10.0f}  {self.layer_names[self.layer[e]]:<30}{self.head[e]:>5}  "
             f"{PRODUCTS[self.product[e]]:<10}{self.component[e]:>5}{self.size[e]:>12.4g}"
             for e in range(len(self))
         ]
-        return "\n".join(lines)
+        return "\n".join([*lines, self.limit]).strip()
 
     def to_dataframe(self) -> "pd.DataFrame":
         """One row per component.
@@ -122,6 +131,7 @@ def detect_stages(
     *,
     threshold: float = 0.1,
     noise_factor: float = 3.0,
+    bulk_factor: float = 2.0,
     persistence: int = 3,
 ) -> DetectedStages:
     """Find where a new component of Δ(W_K W_Qᵀ) or Δ(W_V W_Oᵀ) leaves the noise.
@@ -137,6 +147,9 @@ def detect_stages(
         Smallest size of a component, over the largest that the same head's change ever has.
     noise_factor : float
         Smallest size of a component, over the root mean square of the singular values below it.
+    bulk_factor : float
+        Smallest size of a component, over the mean of the values below it that were kept: what
+        the noise of minibatches does not reach, whose values are alike.
     persistence : int
         Number of records in a row at which a component must be seen.
 
@@ -152,6 +165,11 @@ def detect_stages(
             f"noise_factor must exceed 1, got {noise_factor}: no value is below the root mean "
             "square of smaller ones."
         )
+    if bulk_factor < 1:
+        raise InvalidInputError(
+            f"bulk_factor must be at least 1, got {bulk_factor}: no value is below the mean of "
+            "smaller ones."
+        )
     if persistence < 1:
         raise InvalidInputError(f"persistence must be at least 1 record, got {persistence}.")
     if len(history.steps) < max(2, persistence):
@@ -159,7 +177,7 @@ def detect_stages(
             f"the history has {len(history.steps)} records, fewer than persistence={persistence}: "
             "record more often."
         )
-    margins = _margins(history, threshold, noise_factor)
+    margins = _margins(history, threshold, noise_factor, bulk_factor)
     present = _persistent(margins >= 1.0, persistence)
     found = np.argwhere(present.any(0))
     first = np.argmax(present[:, *found.T], axis=0) if len(found) else np.zeros(0, dtype=int)
@@ -177,32 +195,53 @@ def detect_stages(
         ranks=present.sum(-1),
         record_steps=history.steps,
         layer_names=history.layer_names,
+        limit=_limit(history),
     )
 
 
-def _margins(history: SpectraHistory, threshold: float, noise_factor: float) -> FloatArray:
-    """By how much each value passes both conditions, the rank rule applied; (R, 2, N, K)."""
+def _limit(history: SpectraHistory) -> str:
+    kept, largest = history.singular_values.shape[-1], int(history.largest_rank.max())
+    most = min(largest // 2, kept if kept >= largest else kept - 1)
+    return (
+        f"(at most {most} components per head can be found; noise that keeps to a few directions "
+        "throughout, or falls off like a power, cannot be told from components)"
+    )
+
+
+def _margins(
+    history: SpectraHistory, threshold: float, noise_factor: float, bulk_factor: float
+) -> FloatArray:
+    """By how much each value passes all conditions, the rank rule applied; (R, 2, N, K)."""
     values = history.singular_values
     largest_rank = history.largest_rank[None, :, :, None]
-    k = np.arange(1, values.shape[-1] + 1)
+    n_kept = values.shape[-1]
+    k = np.arange(1, n_kept + 1)
     below = history.frobenius_norm[..., None] ** 2 - np.cumsum(values**2, axis=-1)
     # Rounding may leave a small negative rest.
     noise = np.sqrt(np.clip(below, 0.0, None) / np.maximum(largest_rank - k, 1))
     floor = threshold * values[..., :1].max(0, keepdims=True)
-    bar = np.maximum(floor, noise_factor * noise)
+    n_below = np.minimum(n_kept, largest_rank) - k
+    sums = np.cumsum(values[..., ::-1], axis=-1)[..., ::-1] - values
+    bulk = np.divide(sums, n_below, out=np.zeros_like(values), where=n_below > 0)
+    bar = np.maximum(floor, np.maximum(noise_factor * noise, bulk_factor * bulk))
     with np.errstate(over="ignore"):
         margins = np.divide(values, bar, out=np.zeros_like(values), where=bar > 0)
-    margins = np.where(2 * k <= np.maximum(largest_rank, 2), margins, 0.0)
+    # Nothing is known of what lies below the last value that was kept.
+    judged = (2 * k <= np.maximum(largest_rank, 2)) & ((k < n_kept) | (largest_rank <= n_kept))
+    margins = np.where(judged, margins, 0.0)
     # The rank is the largest k that passes: a value passes if any later one does.
     return np.maximum.accumulate(margins[..., ::-1], axis=-1)[..., ::-1]
 
 
 def _persistent(present: Any, persistence: int) -> Any:
-    """Keep what stays for so many records, from the first of them to the end."""
+    """Keep what stays for so many records and is there at half of all records from then on."""
     lasting = present.copy()
     for shift in range(1, persistence):
         lasting[:-shift] &= present[shift:]
         lasting[-shift:] = False
+    if persistence > 1:
+        n_left = np.arange(len(present), 0, -1).reshape(-1, *[1] * (present.ndim - 1))
+        lasting &= 2 * np.cumsum(present[::-1], axis=0)[::-1] >= n_left
     return np.maximum.accumulate(lasting, axis=0)
 
 

@@ -220,6 +220,7 @@ def test_detection_options_and_too_few_records() -> None:
     for option, message in (
         ({"threshold": 1.0}, r"threshold must lie between 0 and 1, got 1.0"),
         ({"noise_factor": 1.0}, r"noise_factor must exceed 1, got 1.0"),
+        ({"bulk_factor": 0.5}, r"bulk_factor must be at least 1, got 0.5"),
         ({"persistence": 0}, r"persistence must be at least 1 record, got 0"),
     ):
         with pytest.raises(InvalidInputError, match=message):
