@@ -511,4 +511,4 @@ def test_missing_torch_names_the_extra(monkeypatch):
     import dynalyze.models
 
     with pytest.raises(MissingDependencyError, match=r'pip install "dynalyze\[torch\]"'):
-        _ = dynalyze.models.TorchModel
+        dynalyze.models.TorchModel(None, [])

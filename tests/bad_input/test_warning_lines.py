@@ -7,7 +7,11 @@ import numpy as np
 import pytest
 
 from dynalyze import Initialization, predict_stages, simulate
-from dynalyze.errors import ConstantFeatureWarning, StagesOverlapWarning
+from dynalyze.errors import (
+    ConstantFeatureWarning,
+    FrozenParametersWarning,
+    StagesOverlapWarning,
+)
 from dynalyze.models import AttentionHead, DiagonalLinear
 
 X = np.column_stack([np.ones(6), np.arange(6.0), [1.0, 0, 0, 2, 0, 1]])
@@ -74,6 +78,8 @@ def test_models_in_pytorch():
     model = TorchModel(module.double(), pairs)
     inputs, targets = torch.from_numpy(X), torch.from_numpy(Y)
     assert_here(lambda: model.bind((inputs, targets)), NonSmoothWarning)
+    module.bias = torch.nn.Parameter(torch.zeros(()).double())
+    assert_here(lambda: TorchModel(module, pairs), FrozenParametersWarning)
 
 
 def test_learning_rates():

@@ -10,9 +10,8 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from dynalyze import Initialization, predict_stages, simulate
-from dynalyze.errors import InvalidInputError
+from dynalyze.errors import InvalidInputError, UpcastWarning
 from dynalyze.models import DiagonalTransformer, TorchModel
-from dynalyze.models.torch_inspection import UpcastWarning
 
 RNG = np.random.default_rng(0)
 X, Y = RNG.standard_normal((2, 7, 3))

@@ -109,6 +109,24 @@ def test_killed_by_the_system_and_resumed(tmp_path: Path, unbroken: ViTRun) -> N
     _assert_same(_train(tmp_path, checkpoint_every=1), unbroken)
 
 
+@pytest.mark.parametrize(("precision", "products"), [("tf32", "tf32"), ("float32", "ieee")])
+def test_precision_sets_the_products_of_float32_while_training(
+    precision: str, products: str
+) -> None:
+    matmul, convolution = torch.backends.cuda.matmul, torch.backends.cudnn.conv
+    before = matmul.fp32_precision, convolution.fp32_precision
+    seen = set()
+
+    def look(step: int, loss: float) -> bool:
+        seen.add((matmul.fp32_precision, convolution.fp32_precision))
+        return step == 3
+
+    options = ViTOptions(n_epochs=1, batch_size=32, warmup_epochs=0, precision=precision)
+    train_vit(_data(), SHAPE, options, track_every=1, callback=look)
+    assert seen == {(products, products)}
+    assert (matmul.fp32_precision, convolution.fp32_precision) == before
+
+
 def test_stopped_by_the_callback_or_the_clock(tmp_path: Path, unbroken: ViTRun) -> None:
     first = _train(tmp_path, callback=lambda step, loss: step == 5)
     assert (first.status, first.n_steps) == ("callback", 5)

@@ -164,6 +164,7 @@ class Loop:
         started, interrupted = time.monotonic(), False
         with (
             interruptible(),
+            self.options.float32_products(),
             progress_bar(self.total, show=progress, initial=self.step) as bar,
         ):
             while self.step < self.total and self.status == "finished":

@@ -1,7 +1,8 @@
 """How a vision transformer is trained: optimizer, schedule, precision."""
 
 import math
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -80,6 +81,25 @@ class ViTOptions:
         if self.optimizer == "adam":
             return torch.optim.Adam(model.parameters(), lr=self.lr)
         return torch.optim.SGD(model.parameters(), lr=self.lr, momentum=self.momentum)
+
+    @contextmanager
+    def float32_products(self) -> Iterator[None]:
+        """Have products of float32 on a GPU as `precision` says, whatever the caller has set."""
+        tf32 = self.precision == "tf32"
+        backends: list[Any] = [torch.backends.cuda.matmul, torch.backends.cudnn]
+        setting: tuple[str, Any] = "allow_tf32", tf32
+        if hasattr(backends[0], "fp32_precision"):  # torch 2.9; must not be mixed with the older
+            backends[1] = getattr(backends[1], "conv")  # noqa: B009  (not in its stub)
+            setting = "fp32_precision", "tf32" if tf32 else "ieee"
+        name, value = setting
+        before = [getattr(backend, name) for backend in backends]
+        try:
+            for backend in backends:
+                setattr(backend, name, value)
+            yield
+        finally:
+            for backend, old in zip(backends, before, strict=True):
+                setattr(backend, name, old)
 
     def autocast(self, device: torch.device) -> AbstractContextManager[Any]:
         """Context of the forward pass."""
