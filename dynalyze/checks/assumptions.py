@@ -3,6 +3,7 @@
 import numpy as np
 
 from dynalyze._typing import ArrayLike, Data, FloatArray
+from dynalyze.checks.kinks import free_of_kinks
 from dynalyze.checks.minima import strict_minimum
 from dynalyze.checks.noise import Robustness, noise_robust
 from dynalyze.checks.nondegeneracy import (
@@ -130,6 +131,7 @@ def check_assumptions(
             bounded(prediction),
             smooth(objective),
             consistent(objective, prediction, np.random.default_rng(rng)),
+            free_of_kinks(objective, prediction, np.random.default_rng(rng)),
         ),
         initialization=None if init is None else unbalanced(init, names),
         finite_limit=limit,

@@ -6,30 +6,13 @@ import warnings
 import numpy as np
 import pytest
 import sympy as sp
+from functions import Function
 from objectives import Exponential, Quadratic
 
 from dynalyze import Initialization, check_assumptions, predict_stages
 from dynalyze.checks.minima import smallest_curvature
 from dynalyze.models import DiagonalLinear, SymbolicModel
 from dynalyze.models.symbolic_model import SymbolicLoss
-
-
-class Function:
-    """An objective from its loss, its field and its Hessian as plain functions."""
-
-    def __init__(self, n_products, value, field, hessian):
-        self.n_products = n_products
-        self.product_names = tuple(f"w[{i}]" for i in range(n_products))
-        self.value, self._field, self._hessian = value, field, hessian
-
-    def field(self, theta):
-        return np.asarray(self._field(theta), dtype=float)
-
-    def value_and_field(self, theta):
-        return float(self.value(theta)), self.field(theta)
-
-    def hessian_columns(self, theta, indices):
-        return np.asarray(self._hessian(theta), dtype=float)[:, indices]
 
 
 def report_on(objective, **options):
