@@ -3,6 +3,7 @@
 import numpy as np
 
 from dynalyze._typing import ArrayLike, Data, FloatArray
+from dynalyze.checks.growth import grows
 from dynalyze.checks.kinks import free_of_kinks
 from dynalyze.checks.minima import strict_minimum
 from dynalyze.checks.noise import Robustness, noise_robust
@@ -104,15 +105,20 @@ def check_assumptions(
         log10_alpha = _SMALLEST_FLOAT if finite is None else finite.log10_alpha
     names = prediction.product_names
     failed = _follow_failed_stage(objective, prediction)
-    limit = _finite_limit(prediction, failed)
+    # What drove each product up to a plateau: the largest field that it has had before.
+    driving = np.maximum.accumulate(np.abs(prediction.fields), axis=0)
     minima = [
-        strict_minimum(objective, prediction.theta[k], prediction.theta[k] != 0, k, names)
+        strict_minimum(
+            objective, prediction.theta[k], prediction.theta[k] != 0, k, names, driving[k - 1]
+        )
         for k in range(1, prediction.n_stages + 1)
     ]
     if failed is not None and failed.fate is not Fate.RUNS_AWAY:
         size = np.abs(failed.theta)
         seen = size > _SEEN * size.max()
-        minima.append(strict_minimum(objective, failed.theta * seen, seen, len(minima) + 1, names))
+        stage, driven_by = len(minima) + 1, driving[len(minima)]
+        minima.append(strict_minimum(objective, failed.theta * seen, seen, stage, names, driven_by))
+    limit = _finite_limit(prediction, failed, strict=bool(minima) and minima[-1].passed)
     scale = float(np.abs(prediction.fields[0]).max(initial=0.0))
     robust = [
         noise_robust(
@@ -134,6 +140,7 @@ def check_assumptions(
             free_of_kinks(objective, prediction, np.random.default_rng(rng)),
         ),
         initialization=None if init is None else unbalanced(init, names),
+        growth=grows(objective, prediction, np.random.default_rng(rng)),
         finite_limit=limit,
         nondegenerate=nondegenerate(prediction, log10_alpha),
         strict_minimum=tuple(minima),
@@ -155,7 +162,11 @@ def _follow_failed_stage(objective: Objective, prediction: StagePrediction) -> F
     return follow(objective, start, field_scale=scale)
 
 
-def _finite_limit(prediction: StagePrediction, failed: FollowedOrbit | None) -> Verdict:
+def _finite_limit(
+    prediction: StagePrediction, failed: FollowedOrbit | None, *, strict: bool
+) -> Verdict:
+    if failed is None and prediction.n_stages == 0:
+        return Verdict(None, True, 1.0, "no transition was found, nor one without an end")
     if failed is None:
         return Verdict(None, True, 1.0, "every transition ends at a finite stationary point")
     stage = prediction.n_stages + 1
@@ -181,7 +192,12 @@ def _finite_limit(prediction: StagePrediction, failed: FollowedOrbit | None) -> 
         None,
         True,
         1.0,
-        f"the transition of stage {stage} ends at a finite point, which is no strict minimum",
+        f"the transition of stage {stage} ends at a finite point, "
+        + (
+            "a strict minimum, which the prediction came near and did not certify"
+            if strict
+            else "which is no strict minimum"
+        ),
     )
 
 

@@ -25,6 +25,7 @@ class AssumptionReport:
 
     regularity: tuple[Verdict, ...]  # 2.1 and Definition 3.1: finite, smooth
     initialization: Verdict | None  # 4.2: |u_i(0)| ≠ |v_i(0)|; None where none was given
+    growth: Verdict  # some product grows from θ = 0 on the clock log(1/α)
     finite_limit: Verdict  # every transition ends at a finite point
     nondegenerate: tuple[
         Verdict, ...
@@ -39,6 +40,7 @@ class AssumptionReport:
         return (
             *self.regularity,
             *first,
+            self.growth,
             self.finite_limit,
             *self.nondegenerate,
             *self.strict_minimum,
@@ -47,13 +49,22 @@ class AssumptionReport:
 
     @property
     def passed(self) -> bool:
-        """Whether every condition holds."""
-        return all(verdict.passed for verdict in self.verdicts)
+        """Whether every condition holds, and of one stage at least: of none nothing was tested."""
+        return self.n_stages_tested > 0 and all(verdict.passed for verdict in self.verdicts)
+
+    @property
+    def n_stages_tested(self) -> int:
+        """Number of stages of which Assumptions 4.2 to 4.4 were tested."""
+        return max((v.stage for v in self._staged if v.stage is not None), default=0)
+
+    @property
+    def _staged(self) -> tuple[Verdict, ...]:
+        return (*self.nondegenerate, *self.strict_minimum, *self.noise_robust)
 
     @property
     def n_stages_passed(self) -> int:
         """Number of stages before the first at which some assumption fails."""
-        staged = (*self.nondegenerate, *self.strict_minimum, *self.noise_robust)
+        staged = self._staged
         failed = [v.stage for v in staged if v.stage is not None and not v.passed]
         known = [v.stage for v in self.nondegenerate if v.stage is not None]
         return min(failed) - 1 if failed else max(known, default=0)
@@ -66,6 +77,7 @@ class AssumptionReport:
                 "Initialization (4.2)",
                 () if self.initialization is None else (self.initialization,),
             ),
+            ("Growth from 0", (self.growth,)),
             ("Finite limits", (self.finite_limit,)),
             ("Nondegeneracy (4.2)", self.nondegenerate),
             ("Strict minima (4.3)", self.strict_minimum),
@@ -84,7 +96,9 @@ class AssumptionReport:
         failed = sum(not verdict.passed for verdict in self.verdicts)
         lines += [
             "",
-            "all assumptions hold"
+            "nothing was tested: the prediction has no stage"
+            if self.n_stages_tested == 0
+            else "all assumptions hold"
             if self.passed
             else f"{failed} of {len(self.verdicts)} conditions fail; all hold up to stage "
             f"{self.n_stages_passed}",

@@ -265,9 +265,9 @@ def _converged(
     rest = float(sizes[closest])
     if n_stages == 0:
         message = (
-            f"θ = 0 is stationary (largest |g| {rest:.1e}): nothing is ever learned; are all "
-            "targets zero, or uncorrelated with the inputs, or does every product enter "
-            "multiplied by others?"
+            f"θ = 0 is stationary (largest |g| {rest:.1e}): nothing is learned within a time of "
+            "log(1/α); are all targets zero, or uncorrelated with the inputs, or does every "
+            "product enter squared or multiplied by others, which is learned later?"
         )
     elif active.all():
         message = "all products are active"

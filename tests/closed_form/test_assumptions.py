@@ -149,7 +149,7 @@ def test_units_far_apart_are_no_flat_direction():
     X = np.column_stack([X[:, :2], X[:, 0] + X[:, 1]])
     tied = DiagonalLinear(3).bind((X * units, y))
     theta = np.array([0.5, 0.3, 0.2]) / units
-    found = smallest_curvature(tied, theta, theta != 0, scaled=True)
+    found = smallest_curvature(tied, theta, theta != 0, fields=units)
     assert abs(found.eigenvalue) < 1e-12 * found.largest
 
 
