@@ -1,12 +1,14 @@
 """`compare`: did the stages come as predicted? Theory against a simulation or a training run."""
 
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field, fields
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from dynalyze._dataframe import dataframe
+from dynalyze._plain import plain
 from dynalyze._typing import BoolArray, FloatArray, IntArray
+from dynalyze.checks.comparable import check_comparable
 from dynalyze.checks.matching import Inversion, Outcome, Run, inversions, match
 from dynalyze.errors import InvalidInputError
 from dynalyze.stages.prediction import StagePrediction
@@ -15,22 +17,19 @@ if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
 
-# Difference of initial log coordinates that may be rounding, of single precision too; over |g| it
-# is that of jump times.
-_SAME_START = 1e-3
-
 
 @dataclass(frozen=True, eq=False)
 class Comparison:
     """Predicted against measured stages; K stages, times in flow time.
 
-    A jump is the time at which the activating product's |θ| crosses `threshold`. Errors are
-    NaN where a stage has no match; `outcomes` says why.
+    A jump is the time at which the activating product's |θ| crosses its size in `sizes`. Errors
+    are NaN where a stage has no match; `outcomes` says why.
     """
 
     prediction: StagePrediction = field(repr=False)
     run: Run = field(repr=False)
-    threshold: float  # |θ| at which a product counts as active
+    threshold: float | None  # |θ| at which a jump is called; None for 5% of what is jumped to
+    sizes: FloatArray  # (p,), the same for each product
     measured: FloatArray  # (K,), measured jump times
     predicted: FloatArray  # (K,), from the run's initialization, to o(1); NaN without one
     leading: FloatArray  # (K,), T log(1/α), right to leading order
@@ -52,6 +51,11 @@ class Comparison:
     def log10_alpha(self) -> float:
         """Scale of the run's initialization."""
         return self.run.init.log10_alpha
+
+    @property
+    def clock(self) -> str:
+        """What the run's times are: flow time, or what an optimizer makes of its formula."""
+        return str(getattr(self.run, "clock", "flow times"))
 
     @property
     def best(self) -> FloatArray:
@@ -128,6 +132,20 @@ class Comparison:
         }
         return dataframe(columns, number_rows="stage")
 
+    def to_dict(self) -> dict[str, Any]:
+        """Stages, inversions and crossings that no stage predicts, ready for JSON.
+
+        Of the prediction and the run only their names and α are in it: they save themselves.
+        """
+        names = tuple(f.name for f in fields(self) if f.name not in ("prediction", "run"))
+        names += ("log10_alpha", "clock", "errors", "relative_errors", "relative_leading_errors")
+        prediction = self.prediction
+        products = {
+            "products": [prediction.name(int(i)) for i in prediction.coordinates],
+            "signs": prediction.signs,
+        }
+        return dict(plain(products | {name: getattr(self, name) for name in names}))
+
     def plot(self, ax: "Axes | None" = None) -> "Axes":
         """Loss of the run over the predicted staircase, errors below; see `plotting`."""
         from dynalyze.plotting import plot_comparison
@@ -135,7 +153,9 @@ class Comparison:
         return plot_comparison(self, ax=ax)
 
 
-def compare(prediction: StagePrediction, trajectory: Run, *, threshold: float = 0.05) -> Comparison:
+def compare(
+    prediction: StagePrediction, trajectory: Run, *, threshold: float | None = None
+) -> Comparison:
     """Hold predicted stages against a simulation or a training run.
 
     Stages are matched by product, sign and occurrence. A prediction made with the run's own
@@ -149,9 +169,10 @@ def compare(prediction: StagePrediction, trajectory: Run, *, threshold: float = 
     trajectory : Trajectory or TrainingRun
         From `simulate`, from `dynalyze.training`, or anything that satisfies
         `dynalyze.checks.Run`.
-    threshold : float
-        |θ| at which a product counts as active, in its own units. Stages whose product stays
-        below it are reported as such.
+    threshold : float, optional
+        |θ| at which a product counts as active, the same for all. Stages whose product stays
+        below it are reported as such. By default `StagePrediction.jump_sizes`, 5% of the value
+        that each product jumps to, whatever its units.
 
     Returns
     -------
@@ -160,8 +181,8 @@ def compare(prediction: StagePrediction, trajectory: Run, *, threshold: float = 
     Raises
     ------
     InvalidInputError
-        If the two have different α, other initial weights, different numbers of products or
-        different losses, or `threshold` is not positive.
+        If the two have different α, other initial weights, different numbers of products,
+        different losses or other data, or `threshold` is not positive.
 
     Examples
     --------
@@ -175,11 +196,11 @@ def compare(prediction: StagePrediction, trajectory: Run, *, threshold: float = 
     >>> bool(comparison.relative_errors[:2].max() < 1e-4)
     True
     """
-    if not 0 < threshold < np.inf:
+    if threshold is not None and not 0 < threshold < np.inf:
         raise InvalidInputError(
             f"threshold={threshold!r} must be positive and finite: it is a size |θ|"
         )
-    _check_comparable(prediction, trajectory)
+    check_comparable(prediction, trajectory)
     init = trajectory.init
     leading = prediction.times * init.log_inverse_alpha
     if prediction.finite is None:
@@ -189,13 +210,17 @@ def compare(prediction: StagePrediction, trajectory: Run, *, threshold: float = 
         predicted = prediction.jump_times(threshold)
         separated = prediction.separated
     expected = np.where(np.isnan(predicted), leading, predicted)
-    matches = match(prediction, trajectory, expected, threshold)
+    sizes = prediction.jump_sizes
+    if threshold is not None:
+        sizes = np.full(sizes.size, float(threshold))
+    matches = match(prediction, trajectory, expected, sizes)
     scales = np.abs(prediction.theta).max(axis=1, initial=0.0)
     scales[0] = scales[min(1, prediction.n_stages)]
     return Comparison(
         prediction=prediction,
         run=trajectory,
-        threshold=float(threshold),
+        threshold=threshold,
+        sizes=sizes,
         measured=matches.times,
         predicted=predicted,
         leading=leading,
@@ -229,54 +254,3 @@ def _plateau_distances(
     theta = run.theta_at(middles[visited])
     distances[visited] = np.abs(theta - prediction.theta[visited]).max(axis=1, initial=0.0)
     return distances
-
-
-def _check_comparable(prediction: StagePrediction, run: Run) -> None:
-    if not isinstance(prediction, StagePrediction):
-        raise InvalidInputError(
-            f"prediction is a {type(prediction).__name__}: give a StagePrediction first, then the "
-            "trajectory or training run"
-        )
-    if getattr(run, "singular_values", False):
-        raise InvalidInputError(
-            "the training run records singular values of full weights, and the prediction is for "
-            "products of diagonal weights: train with diagonal weights to compare"
-        )
-    p, q = prediction.theta.shape[1], run.theta.shape[1]
-    if p != q:
-        raise InvalidInputError(
-            f"the prediction has {p} products and the trajectory {q}: compare a prediction with a "
-            "run of the same model"
-        )
-    if prediction.finite is not None:
-        made_for, alpha = prediction.finite.log10_alpha, run.init.log10_alpha
-        if not np.isclose(made_for, alpha, rtol=1e-9, atol=0):
-            raise InvalidInputError(
-                f"the prediction was made for α = 1e{made_for:g} and the trajectory has α = "
-                f"1e{alpha:g}: give predict_stages the trajectory's own init, or no init to "
-                "compare with the leading order alone"
-            )
-        _check_same_start(prediction, run)
-    mine = prediction.configuration.get("loss")
-    theirs = getattr(run, "configuration", {}).get("loss", mine)
-    if mine is not None and mine != theirs:
-        raise InvalidInputError(
-            f"the prediction was made with loss={mine!r} and the trajectory with loss={theirs!r}, "
-            "in other units of time: use the same loss for both"
-        )
-
-
-def _check_same_start(prediction: StagePrediction, run: Run) -> None:
-    """Refuse a prediction for other initial weights, by what the flow of products sees of them."""
-    assert prediction.finite is not None
-    mine, theirs = prediction.finite.init, run.init
-    apart = np.maximum(np.abs(mine.z0 - theirs.z0), np.abs(mine.log_abs_c - theirs.log_abs_c) / 2)
-    if not (apart > _SAME_START).any():
-        return
-    i = int(np.argmax(apart))
-    raise InvalidInputError(
-        f"the prediction was made for other initial weights than the trajectory has, of "
-        f"{prediction.name(i)} (u0, v0) = ({mine.u0[i]:.6g}, {mine.v0[i]:.6g}) where the "
-        f"trajectory has ({theirs.u0[i]:.6g}, {theirs.v0[i]:.6g}): give predict_stages the "
-        "trajectory's own init, or no init to compare with the leading order alone"
-    )

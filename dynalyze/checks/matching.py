@@ -37,8 +37,11 @@ class Run(Protocol):
     def theta_at(self, t: ArrayLike) -> FloatArray:
         """Products at any flow times within, shape (*t.shape, p)."""
 
-    def crossings(self, threshold: float) -> tuple[FloatArray, IntArray, IntArray]:
-        """Flow time, coordinate and direction ±1 of every crossing of |θ_i| = threshold."""
+    def crossings(self, threshold: ArrayLike) -> tuple[FloatArray, IntArray, IntArray]:
+        """Flow time, coordinate and direction ±1 of every crossing of |θ_i| = threshold_i.
+
+        The threshold is one for all products, or one for each, shape (p,).
+        """
 
 
 class Outcome(StrEnum):
@@ -80,7 +83,9 @@ class Matches:
     extra_signs: IntArray  # (n,)
 
 
-def match(prediction: StagePrediction, run: Run, expected: FloatArray, threshold: float) -> Matches:
+def match(
+    prediction: StagePrediction, run: Run, expected: FloatArray, sizes: FloatArray
+) -> Matches:
     """Match predicted and measured crossings by product, sign and occurrence.
 
     Parameters
@@ -91,14 +96,14 @@ def match(prediction: StagePrediction, run: Run, expected: FloatArray, threshold
         What was measured.
     expected : ndarray, shape (K,)
         Best prediction of each jump time, flow time.
-    threshold : float
-        |θ_i| at which a product counts as active.
+    sizes : ndarray, shape (p,)
+        |θ_i| at which each product counts as active.
     """
-    t, coordinates, directions = run.crossings(threshold)
+    t, coordinates, directions = run.crossings(sizes)
     up = directions > 0
     t, coordinates = t[up], coordinates[up]
     signs = np.sign(run.theta_at(t)[np.arange(t.size), coordinates]).astype(np.int64)
-    stages, products, product_signs = _predicted_crossings(prediction, threshold)
+    stages, products, product_signs = _predicted_crossings(prediction, sizes)
     times = np.full(prediction.n_stages, np.nan)
     taken = np.zeros(t.size, dtype=bool)
     for key in set(zip(products.tolist(), product_signs.tolist(), strict=True)):
@@ -111,7 +116,7 @@ def match(prediction: StagePrediction, run: Run, expected: FloatArray, threshold
                 times[stage] = t[found[b]]
     visible = np.zeros(prediction.n_stages, dtype=bool)
     visible[stages[products == prediction.coordinates[stages]]] = True
-    outcomes = _outcomes(prediction, run, times, expected, visible, threshold)
+    outcomes = _outcomes(prediction, run, times, expected, visible, sizes)
     return Matches(times, outcomes, t[~taken], coordinates[~taken], signs[~taken])
 
 
@@ -154,7 +159,7 @@ def inversions(
 
 
 def _predicted_crossings(
-    prediction: StagePrediction, threshold: float
+    prediction: StagePrediction, sizes: FloatArray
 ) -> tuple[IntArray, IntArray, IntArray]:
     """Stage, product and sign of each predicted growth beyond the threshold.
 
@@ -162,7 +167,7 @@ def _predicted_crossings(
     """
     before, after = np.abs(prediction.theta[:-1]), np.abs(prediction.theta[1:])
     flipped = prediction.theta[:-1] * prediction.theta[1:] < 0
-    stages, products = np.nonzero(((before < threshold) | flipped) & (after >= threshold))
+    stages, products = np.nonzero(((before < sizes) | flipped) & (after >= sizes))
     signs = np.sign(prediction.theta[1:][stages, products]).astype(np.int64)
     return stages, products, signs
 
@@ -189,7 +194,7 @@ def _outcomes(
     times: FloatArray,
     expected: FloatArray,
     visible: BoolArray,
-    threshold: float,
+    sizes: FloatArray,
 ) -> tuple[Outcome, ...]:
     start, end = run.theta[0], float(run.t[-1])
     outcomes = []
@@ -198,7 +203,7 @@ def _outcomes(
             outcome = Outcome.MATCHED
         elif not visible[k]:
             outcome = Outcome.BELOW
-        elif np.abs(start[prediction.coordinates[k]]) >= threshold:
+        elif np.abs(start[i := prediction.coordinates[k]]) >= sizes[i]:
             outcome = Outcome.FROM_START
         elif expected[k] > end:
             outcome = Outcome.AFTER_END

@@ -2,6 +2,9 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
+
+from dynalyze._plain import plain
 
 
 @dataclass(frozen=True)
@@ -68,6 +71,11 @@ class AssumptionReport:
         failed = [v.stage for v in staged if v.stage is not None and not v.passed]
         known = [v.stage for v in self.nondegenerate if v.stage is not None]
         return min(failed) - 1 if failed else max(known, default=0)
+
+    def to_dict(self) -> dict[str, Any]:
+        """All verdicts, and what follows from them, ready for JSON; None for what is not finite."""
+        names = ("passed", "n_stages_tested", "n_stages_passed")
+        return dict(plain(self)) | {name: getattr(self, name) for name in names}
 
     def summary(self) -> str:
         """Return all verdicts as text, the failed ones marked."""

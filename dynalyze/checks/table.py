@@ -51,11 +51,13 @@ def summary(comparison: Comparison) -> str:
                 "" if matched else str(comparison.outcomes[k]),
             ]
         )
+    threshold = comparison.threshold
+    size = "5% of its plateau" if threshold is None else f"{threshold:g}"
     lines = [
-        f"α = 1e{comparison.log10_alpha:g}; a jump is |θ| = {comparison.threshold:g}; times are "
-        "flow times; errors are relative,",
-        "and in lengths of the plateau before; off plateau: distance from θ^k in its middle, "
-        "over max|θ^k|.",
+        f"α = 1e{comparison.log10_alpha:g}; a jump is |θ| = {size}; measured times are "
+        f"{comparison.clock};",
+        "errors are relative, and in lengths of the plateau before; off plateau: distance from θ^k "
+        "in its middle, over max|θ^k|.",
         "",
         *aligned(header, rows, left={1, 10}),
         "",

@@ -131,9 +131,8 @@ def add_threshold(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--threshold",
         type=positive,
-        default=0.05,
         metavar="SIZE",
-        help="|θ| at which a product counts as active (default: %(default)s)",
+        help="|θ| at which a jump is called (default: 5%% of the value that the product jumps to)",
     )
 
 

@@ -22,6 +22,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     )
     _arguments.add_problem(parser)
     _arguments.add_initialization(parser, required=False)
+    _arguments.add_threshold(parser)
     budget = parser.add_argument_group("budget")
     budget.add_argument("--max-stages", type=int, metavar="K", help="stop after K stages")
     budget.add_argument(
@@ -52,9 +53,14 @@ def run(arguments: argparse.Namespace) -> int:
         max_seconds=arguments.max_seconds,
         progress=_arguments.show_progress(arguments),
     )
+    threshold = arguments.threshold
     _output.deliver(
         arguments,
-        lambda: _output.as_json(_parts(prediction)) if arguments.json else prediction.summary(),
+        lambda: (
+            _output.as_json(_parts(prediction, threshold))
+            if arguments.json
+            else prediction.summary(threshold)
+        ),
         save=prediction.save,
         plot=prediction.plot,
     )
@@ -63,9 +69,11 @@ def run(arguments: argparse.Namespace) -> int:
     return 0 if prediction.status is Status.CONVERGED else 3
 
 
-def _parts(prediction: StagePrediction) -> dict[str, Any]:
-    finite = prediction.finite is not None
-    jumps = prediction.jump_times().tolist() if finite else [None] * prediction.n_stages
+def _parts(prediction: StagePrediction, threshold: float | None) -> dict[str, Any]:
+    jumps, notes = [None] * prediction.n_stages, [""] * prediction.n_stages
+    if prediction.finite is not None:
+        jumps = prediction.jump_times(threshold).tolist()
+        notes = list(prediction.jump_notes(threshold))
     stages = [
         {
             "stage": k + 1,
@@ -78,6 +86,7 @@ def _parts(prediction: StagePrediction) -> dict[str, Any]:
             "loss": float(prediction.losses[k + 1]),
             "left": [prediction.name(i) for i in prediction.left[k]],
             "jump_time": jumps[k],
+            "jump_note": notes[k],
         }
         for k in range(prediction.n_stages)
     ]

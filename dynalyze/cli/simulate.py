@@ -9,7 +9,11 @@ from dynalyze._interrupts import held, interruptible
 from dynalyze.cli import _arguments, _output
 
 if TYPE_CHECKING:
+    from dynalyze._typing import FloatArray
     from dynalyze.flow.trajectory import Trajectory
+
+_JUMP = 0.05  # of a product's largest value: the size at which its jump is called
+_SEEN = 1e-3  # products below this fraction of the largest do not count as learned
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -72,9 +76,10 @@ def _text(trajectory: Trajectory, arguments: argparse.Namespace) -> str:
     return _table(trajectory, crossings, arguments.threshold)
 
 
-def _crossings(trajectory: Trajectory, threshold: float) -> list[dict[str, Any]]:
+def _crossings(trajectory: Trajectory, threshold: float | None) -> list[dict[str, Any]]:
     """Every crossing of the threshold, in the order of time."""
-    times, coordinates, directions = trajectory.crossings(threshold)
+    sizes = _jump_sizes(trajectory) if threshold is None else threshold
+    times, coordinates, directions = trajectory.crossings(sizes)
     theta = trajectory.theta_at(times)
     return [
         {
@@ -112,7 +117,7 @@ def _parts(trajectory: Trajectory, crossings: list[dict[str, Any]]) -> dict[str,
     }
 
 
-def _table(trajectory: Trajectory, crossings: list[dict[str, Any]], threshold: float) -> str:
+def _table(trajectory: Trajectory, crossings: list[dict[str, Any]], threshold: float | None) -> str:
     """Every crossing of the threshold, one line each, with the status below."""
     from dynalyze.stages.table import aligned
 
@@ -128,7 +133,8 @@ def _table(trajectory: Trajectory, crossings: list[dict[str, Any]], threshold: f
     ]
     # Not `losses`, which has one for every step: that can take longer than the run.
     first, last = trajectory.loss_at(trajectory.t[[0, -1]])
-    header = ["t", "t / log(1/α)", "product", f"through {threshold:g}", "value at the end"]
+    through = "through 5% of its largest" if threshold is None else f"through {threshold:g}"
+    header = ["t", "t / log(1/α)", "product", through, "value at the end"]
     return "\n".join(
         [
             *aligned(header, rows, left={2, 3}),
@@ -139,3 +145,17 @@ def _table(trajectory: Trajectory, crossings: list[dict[str, Any]], threshold: f
             f"{trajectory.nhcol} Hessian columns in {trajectory.nhev} calls",
         ]
     )
+
+
+def _jump_sizes(trajectory: Trajectory) -> FloatArray:
+    """5% of the largest |θ_i| of the run; out of reach for products that stay negligible; (p,)."""
+    import numpy as np
+
+    from dynalyze.models.protocol import relative_field_units
+
+    largest = np.abs(trajectory.theta).max(axis=0)
+    sizes = largest
+    if trajectory.objective is not None:
+        sizes = largest * relative_field_units(trajectory.objective)
+    seen = sizes > _SEEN * sizes.max()
+    return np.where(seen, _JUMP * largest, np.maximum(2 * largest, np.finfo(float).tiny))

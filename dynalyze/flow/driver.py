@@ -90,6 +90,10 @@ class Run:
         self.builder = DenseOutputBuilder(
             self.t[0], self.z[0], tol=_DENSE_TOL * tol, start=start.dense if start else None
         )
+        # Loss and field at θ = 0: not known if the run is interrupted there.
+        self.origin = np.nan, np.full(init.n_products, np.nan)
+        if start is not None:
+            self.origin = start.origin_loss, start.origin_field
         self.loss: float | None = None
         self.loss_scale = 1.0
         self.loss_checked = 0  # evaluations made before the loss was last checked
@@ -97,6 +101,8 @@ class Run:
     def follow(self, bar: Any) -> tuple[str, str]:
         """Step until something ends the run; returns status and message."""
         try:
+            if self.start is None:
+                self.origin = self.counted.value_and_field(np.zeros(self.init.n_products))
             stepper = make_stepper(
                 self.method,
                 self.counted,
@@ -219,6 +225,8 @@ class Run:
                 "objective": type(self.objective).__name__,
                 "dynalyze_version": dynalyze.__version__,
             },
+            origin_loss=float(self.origin[0]),
+            origin_field=self.origin[1],
             objective=self.objective,
         )
 

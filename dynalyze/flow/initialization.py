@@ -152,6 +152,10 @@ class Initialization:
             )
         return cls(u0, v0, log10_alpha=log10_alpha)
 
+    def to_dict(self) -> dict[str, Any]:
+        """What `Initialization(**entries)` takes to make the same again, ready for JSON."""
+        return {"u0": self.u0.tolist(), "v0": self.v0.tolist(), "log10_alpha": self.log10_alpha}
+
     @property
     def n_products(self) -> int:
         """Number p of products."""

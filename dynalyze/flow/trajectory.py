@@ -29,6 +29,8 @@ _SCHEMA = Schema(
         "breaks": Array("m+1", finite=True),
         "degrees": Array("m", dtype="int", least=1),
         "node_values": Array("v", "p"),
+        "origin_loss": Array(),
+        "origin_field": Array("p"),
         "u0": Array("p", finite=True),
         "v0": Array("p", finite=True),
     },
@@ -70,6 +72,9 @@ class Trajectory:
     status: str
     message: str
     configuration: dict[str, Any] = field(repr=False)  # method, tolerance, versions
+    # Loss and field at θ = 0, by which the same model on the same data is known again.
+    origin_loss: float = field(repr=False)
+    origin_field: FloatArray = field(repr=False)  # (p,)
     objective: Objective | None = field(default=None, repr=False)
     saved_losses: FloatArray | None = field(default=None, repr=False)  # (n_steps + 1,)
 
@@ -136,13 +141,13 @@ class Trajectory:
         with held(), delivering():
             return np.array([objective.value(row) for row in flat]).reshape(theta.shape[:-1])
 
-    def crossings(self, threshold: float) -> tuple[FloatArray, IntArray, IntArray]:
+    def crossings(self, threshold: ArrayLike) -> tuple[FloatArray, IntArray, IntArray]:
         """Every time at which some |θ_i| crosses a threshold, located on the dense output.
 
         Parameters
         ----------
-        threshold : float
-            Positive value of |θ_i|.
+        threshold : float or array_like, shape (p,)
+            Positive value of |θ_i|: one for all coordinates, or one for each.
 
         Returns
         -------
@@ -158,12 +163,8 @@ class Trajectory:
         InvalidInputError
             If `threshold` is not positive and finite.
         """
-        if not 0 < threshold < np.inf:
-            raise InvalidInputError(
-                f"threshold={threshold} must be positive and finite: it is a value of |θ|"
-            )
-        level = self.init.coordinates.z_of_theta(np.full(self.z.shape[1], float(threshold)))
-        return self.dense.crossings(level)
+        sizes = per_product(threshold, self.z.shape[1])
+        return self.dense.crossings(self.init.coordinates.z_of_theta(sizes))
 
     def plot(self, ax: "Axes | None" = None) -> "Axes":
         """Loss over rescaled time, the products under it; see `plotting.plot_trajectory`."""
@@ -190,6 +191,8 @@ class Trajectory:
             "breaks": self.dense.breaks,
             "degrees": self.dense.degrees,
             "node_values": self.dense.node_values,
+            "origin_loss": self.origin_loss,
+            "origin_field": self.origin_field,
             "u0": self.init.u0,
             "v0": self.init.v0,
         }
@@ -236,6 +239,8 @@ class Trajectory:
                 **metadata | {"product_names": tuple(metadata["product_names"])},
                 t=arrays["t"],
                 z=arrays["z"],
+                origin_loss=float(arrays["origin_loss"]),
+                origin_field=arrays["origin_field"],
                 dense=dense,
                 init=init,
                 objective=objective,
@@ -265,3 +270,25 @@ class Trajectory:
                 "`losses`, the loss at the steps"
             )
         return self.objective
+
+
+def per_product(threshold: ArrayLike, n_products: int) -> FloatArray:
+    """Threshold of |θ_i| for each product, shape (p,), from one for all or one for each.
+
+    Raises
+    ------
+    InvalidInputError
+        If a threshold is not positive and finite, or their number is another.
+    """
+    sizes = np.asarray(threshold, dtype=float)
+    if sizes.shape not in ((), (n_products,)):
+        raise InvalidInputError(
+            f"threshold has shape {sizes.shape}: give one number, or {n_products}, one for each "
+            "product"
+        )
+    bad = ~((sizes > 0) & (sizes < np.inf))
+    if bad.any():
+        raise InvalidInputError(
+            f"threshold={sizes[bad].flat[0]} must be positive and finite: it is a value of |θ|"
+        )
+    return np.broadcast_to(sizes, (n_products,))

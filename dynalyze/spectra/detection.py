@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dynalyze._dataframe import dataframe
+from dynalyze._plain import plain
 from dynalyze._typing import ArrayLike, FloatArray, IntArray
 from dynalyze.errors import InvalidInputError
 from dynalyze.spectra.history import PRODUCTS, SpectraHistory
@@ -72,6 +73,10 @@ class DetectedStages:
             for e in range(len(self))
         ]
         return "\n".join([*lines, self.limit]).strip()
+
+    def to_dict(self) -> dict[str, Any]:
+        """All fields as plain Python, ready for JSON; None for what is not finite."""
+        return dict(plain(self))
 
     def to_dataframe(self) -> "pd.DataFrame":
         """One row per component.

@@ -147,8 +147,10 @@ class SpectraHistory:
         """Table of each layer's mean ranks at the last record, as text."""
         if not len(self.steps):
             return "no record"
+        # A first record without any change is the one that the others are measured from.
+        since = "the reference" if self.frobenius_norm[0].any() else f"step {self.steps[0]}"
         lines = [
-            f"change of the attention products after {self.steps[-1]} steps "
+            f"change of the attention products since {since}, at step {self.steps[-1]} "
             f"({len(self.steps)} records, {len(self.layer)} heads)",
             f"{'layer':<34}{'product':<10}{'norm':>10}{'stable rank':>13}{'(at start)':>12}"
             f"{'effective rank':>16}",

@@ -1,5 +1,6 @@
 """Plots of tracked spectra: the analogues of Figures 1, 3, 4 and 5 of arXiv 2306.07042."""
 
+import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -100,7 +101,10 @@ def plot_stable_rank(
     *,
     ax: "Axes | None" = None,
 ) -> "Axes":
-    """Draw the stable rank of the change: mean and standard deviation over heads (Figure 4).
+    """Draw the stable rank of the change: median over heads, in a band from quartile to quartile.
+
+    Figure 4 of the paper has mean and standard deviation, whose band reaches below 1, which no
+    stable rank does. Heads that have not changed have none, and are left out.
 
     Parameters
     ----------
@@ -131,17 +135,21 @@ def plot_stable_rank(
     for i, layer in enumerate(chosen):
         heads = history.layer == layer
         ranks = history.stable_rank[moved][:, p, heads]
-        mean, spread = ranks.mean(-1), ranks.std(-1)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)  # records at which no head has moved
+            low, median, high = np.nanquantile(
+                np.where(ranks > 0, ranks, np.nan), [0.25, 0.5, 0.75], axis=-1
+            )
         label = short[i] if i in labelled else None
         (line,) = ax.plot(
-            history.steps[moved], mean, label=label, color=colors[i] if many else f"C{i}"
+            history.steps[moved], median, label=label, color=colors[i] if many else f"C{i}"
         )
         ax.fill_between(
-            history.steps[moved], mean - spread, mean + spread, color=line.get_color(),
+            history.steps[moved], low, high, color=line.get_color(),
             alpha=0.08 if many else 0.2, lw=0,
         )  # fmt: skip
     ax.set_xlabel("optimizer step")
-    ax.set_ylabel(f"stable rank of {_LABELS[p]}")
+    ax.set_ylabel(f"stable rank of {_LABELS[p]}\n(median and quartiles of heads)")
     ax.legend(
         frameon=many,
         fontsize="small",

@@ -14,7 +14,7 @@ from dynalyze._typing import BoolArray, FloatArray, IntArray
 from dynalyze.errors import InvalidInputError
 from dynalyze.models.protocol import Objective
 from dynalyze.stages.algorithm import Status
-from dynalyze.stages.finite import FiniteScaleStages
+from dynalyze.stages.finite import FiniteScaleStages, jump_sizes
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -171,17 +171,18 @@ class StagePrediction:
 
     def jump_times(
         self,
-        threshold: float = 0.05,
+        threshold: float | None = None,
         *,
         unit: str = "flow",
         lr: float | None = None,
     ) -> FloatArray:
-        """When |θ| of each activating product crosses `threshold`, from the given initialization.
+        """When each activating product jumps, from the given initialization.
 
         Parameters
         ----------
-        threshold : float
-            Size of the product, in its own units.
+        threshold : float, optional
+            Size |θ_i| at which a jump is called, the same for all products. By default
+            `jump_sizes`, 5% of the value that each jumps to, whatever its units.
         unit : {"flow", "rescaled", "steps"}
             Flow time; flow time / log(1/α), comparable with `times`; or gradient-descent steps
             of size `lr`, flow time / lr.
@@ -191,8 +192,8 @@ class StagePrediction:
         Returns
         -------
         ndarray, shape (K,)
-            NaN where the product does not reach `threshold` in its own transition, or where at
-            this α the stage does not occur.
+            NaN where the product does not reach that size in its own transition or has it from
+            the start, or where at this α the stage does not occur: `jump_notes` says which.
 
         Raises
         ------
@@ -200,8 +201,31 @@ class StagePrediction:
             If the prediction was made without ``init``, or an argument is not as above.
         """
         finite = self._finite("jump times depend on the initialization")
-        times = finite.jump_times_of(self.coordinates, self.signs, threshold)
+        times, _ = finite.jumps_of(self.coordinates, self.signs, self._sizes(threshold))
         return times / finite.units_per_flow_time(unit, lr)
+
+    def jump_notes(self, threshold: float | None = None) -> tuple[str, ...]:
+        """Why a stage has no jump time, K sentences; empty where it has one."""
+        finite = self._finite("jump times depend on the initialization")
+        return finite.jumps_of(self.coordinates, self.signs, self._sizes(threshold))[1]
+
+    @property
+    def jump_sizes(self) -> FloatArray:
+        """Size |θ_i| at which a jump of product i is called by default, shape (p,).
+
+        It is 5% of the value that the product jumps to, the smallest if it does so twice.
+        """
+        return jump_sizes(self.theta, self.coordinates, self.zero_fields)
+
+    def _sizes(self, threshold: float | None) -> FloatArray:
+        """Size at which the jump of each stage is called, shape (K,)."""
+        if threshold is None:
+            return self.jump_sizes[self.coordinates]
+        if not threshold > 0:
+            raise InvalidInputError(
+                f"threshold={threshold!r} must be positive: it is a size |θ| of the product"
+            )
+        return np.full(self.n_stages, float(threshold))
 
     def _finite(self, why: str) -> FiniteScaleStages:
         if self.finite is None:
@@ -215,11 +239,11 @@ class StagePrediction:
         """Readable name of a product."""
         return self.product_names[coordinate]
 
-    def summary(self) -> str:
-        """Table of the stages, one line each, with the status below it."""
+    def summary(self, threshold: float | None = None) -> str:
+        """Table of the stages, one line each; `threshold` is that of `jump_times`."""
         from dynalyze.stages.table import summary
 
-        return summary(self)
+        return summary(self, threshold)
 
     def __str__(self) -> str:
         return self.summary()

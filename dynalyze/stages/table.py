@@ -9,8 +9,10 @@ import numpy as np
 if TYPE_CHECKING:
     from dynalyze.stages.prediction import StagePrediction
 
+_MOST_NOTES = 5
 
-def summary(prediction: StagePrediction) -> str:
+
+def summary(prediction: StagePrediction, threshold: float | None = None) -> str:
     """Table of the plateaus and of the activations that end them, with the status below."""
     header = ["stage", "T", "product", "value", "loss", "active", "leaves"]
     rows = [["0", "0", "", "", f"{prediction.losses[0]:.6g}", "0", ""]]
@@ -37,15 +39,24 @@ def summary(prediction: StagePrediction) -> str:
         exponent = prediction.finite.log10_alpha
         header.append(f"jump at t (α = {_power_of_ten(exponent)})")
         rows[0].append("")
-        for row, jump in zip(rows[1:], prediction.jump_times(), strict=True):
+        for row, jump in zip(rows[1:], prediction.jump_times(threshold), strict=True):
             row.append("—" if np.isnan(jump) else f"{jump:.6g}")
     stats = prediction.stats
     legend = (
         "T is rescaled time, flow time / log(1/α); value and loss are those of the plateau after "
         "the activation."
     )
+    notes = []
     if prediction.finite is not None:
-        legend += "\nt is the flow time at which |θ| of the product passes 0.05."
+        size = "5% of the value that it jumps to" if threshold is None else f"{threshold:g}"
+        legend += f"\nt is the flow time at which |θ| of the product passes {size}."
+        notes = [
+            f"no jump at stage {k + 1}: {note}"
+            for k, note in enumerate(prediction.jump_notes(threshold))
+            if note
+        ]
+        if len(notes) > _MOST_NOTES:
+            notes[_MOST_NOTES:] = [f"and at {len(notes) - _MOST_NOTES} more stages"]
     return "\n".join(
         [
             legend,
@@ -53,6 +64,7 @@ def summary(prediction: StagePrediction) -> str:
             *aligned(header, rows, left={2, 6}),
             "",
             *(f"stage {k}: {text}" for k, text in enumerate(prediction.caveats, 1) if text),
+            *notes,
             f"status: {prediction.status} ({prediction.message})",
             f"work: {stats.nfev} gradients, {stats.nhcol} Hessian columns in {stats.nhev} calls, "
             f"{stats.seconds:.2f} s",

@@ -8,6 +8,7 @@ import numpy as np
 
 from dynalyze._typing import ArrayLike, FloatArray, IntArray
 from dynalyze.errors import InvalidInputError
+from dynalyze.flow.trajectory import per_product
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,13 +36,9 @@ class Curves:
         on_record = np.where(share == 0, self.values[right - 1], self.values[right])
         return np.where((share == 0) | (share == 1), on_record, between)
 
-    def crossings(self, threshold: float) -> tuple[FloatArray, IntArray, IntArray]:
+    def crossings(self, threshold: ArrayLike) -> tuple[FloatArray, IntArray, IntArray]:
         """Flow times, coordinates and directions ±1 of every crossing of |value| = threshold."""
-        if not 0 < threshold < np.inf:
-            raise InvalidInputError(
-                f"threshold={threshold} must be positive and finite: it is a value of |θ|"
-            )
-        level = self.forth(np.full(self.values.shape[1], float(threshold)))
+        level = self.forth(per_product(threshold, self.values.shape[1]))
         times, coordinates, directions = [], [], []
         for sign in (1, -1) if self.signed else (1,):
             above = sign * self._z > level

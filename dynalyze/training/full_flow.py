@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from scipy import integrate
 
+from dynalyze._plain import plain
 from dynalyze._saved_schema import Array
 from dynalyze._torch import torch
 from dynalyze._typing import Data, FloatArray, IntArray
@@ -187,6 +188,10 @@ class RankSteps:
     products: tuple[str, ...]  # (n,), "W_K W_Q" or "W_V W_O"
     ranks: IntArray  # (n,), rank of that product after the step
     changes: IntArray  # (n,), +1 or −1
+
+    def to_dict(self) -> dict[str, Any]:
+        """All fields as plain Python, ready for JSON; None for what is not finite."""
+        return dict(plain(self))
 
 
 def rank_steps(run: Any, *, threshold: float = 0.05) -> RankSteps:

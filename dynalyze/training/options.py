@@ -11,7 +11,7 @@ from dynalyze.models.data import as_positive_int
 from dynalyze.models.torch_loss import SampleLoss
 from dynalyze.training.loop import Callback
 from dynalyze.training.recording import Recording
-from dynalyze.training.trainable import Weights, flow_steps
+from dynalyze.training.trainable import Weights, flow_steps, flow_time_per_step
 
 OPTIMIZERS = ("gd", "sgd", "adam")
 
@@ -55,7 +55,7 @@ class Options:
     progress: bool = False
 
     def __post_init__(self) -> None:
-        flow_steps(self.steps, self.until, self.lr)
+        flow_steps(self.steps, self.until, self._step)
         as_positive_int(self.checkpoint_every, "checkpoint_every")
         if self.batch_size is not None:
             as_positive_int(self.batch_size, "batch_size")
@@ -78,7 +78,13 @@ class Options:
     @property
     def n_steps(self) -> int:
         """Number of optimizer steps."""
-        return flow_steps(self.steps, self.until, self.lr)
+        return flow_steps(self.steps, self.until, self._step)
+
+    @property
+    def _step(self) -> float:
+        """Flow time of a step; with Adam the formula of gradient descent."""
+        options = None if self.optimizer == "adam" else self.optimizer_options
+        return flow_time_per_step(self.lr, options)
 
     def make_optimizer(self, weights: Weights) -> torch.optim.Optimizer:
         """The torch optimizer of `weights`, which are updated in place."""

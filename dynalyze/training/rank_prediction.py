@@ -15,9 +15,11 @@ held against the flow of the full weights in the tests.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
+from dynalyze._plain import plain
 from dynalyze._torch import torch
 from dynalyze._typing import Data, FloatArray, IntArray
 from dynalyze.errors import InvalidInputError
@@ -45,6 +47,10 @@ class RankPrediction:
     matrices: FloatArray = field(repr=False)  # (K+1, 2, d, d), M_KQ and M_VO on each plateau
     status: str  # "converged", "full rank", "rank lost", "no limit point", "max_steps"
     message: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """All fields as plain Python, ready for JSON; None for what is not finite."""
+        return dict(plain(self))
 
     def summary(self) -> str:
         """Table of the steps, one line each, with the status below it."""

@@ -79,13 +79,13 @@ class RecordedRun:
         times = self._curves.inside(t)
         return np.interp(times.ravel(), self.t, self.losses).reshape(times.shape)
 
-    def crossings(self, threshold: float) -> tuple[FloatArray, IntArray, IntArray]:
+    def crossings(self, threshold: ArrayLike) -> tuple[FloatArray, IntArray, IntArray]:
         """Every time at which some |θ_i| (or singular value) crosses a threshold.
 
         Parameters
         ----------
-        threshold : float
-            Positive value of |θ_i|.
+        threshold : float or array_like, shape (p,)
+            Positive value of |θ_i|: one for all, or one for each.
 
         Returns
         -------

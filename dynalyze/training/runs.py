@@ -53,7 +53,7 @@ def train(
     data : pair (X, y), torch Dataset or DataLoader
         Read to the end and kept on the device.
     lr : float
-        Learning rate; step k is at flow time t = lr × k.
+        Learning rate; step k is at flow time t = lr × k, or lr/(1 − β) × k with momentum β.
     steps, until : int, float
         Number of optimizer steps, or flow time at which to end; exactly one of the two.
     init : Initialization, optional

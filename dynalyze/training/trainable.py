@@ -1,9 +1,10 @@
 """What a training run needs of a model: the weights that train, and what is recorded of them."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 
@@ -140,6 +141,18 @@ def checked_samples(
 ) -> tuple[torch.Tensor, torch.Tensor, SampleLoss]:
     """Inputs and targets on the CPU, and the loss per sample; checked as `TorchModel.bind` does."""
     return trainable.model.prepare(data, loss=loss, products_alone=not trainable.matrices)
+
+
+def flow_time_per_step(lr: float, optimizer_options: Mapping[str, Any] | None) -> float:
+    """Flow time of one step of gradient descent: lr, or lr/(1 − β) with heavy-ball momentum β.
+
+    With dampening d the velocity takes up (1 − d) of each gradient, and so of the time.
+    """
+    given = optimizer_options or {}
+    momentum, dampening = given.get("momentum", 0.0), given.get("dampening", 0.0)
+    if not (isinstance(momentum, float) and isinstance(dampening, float | int)):
+        return lr  # no momentum, or what the optimizer refuses itself
+    return lr * (1 - dampening) / (1 - momentum) if 0 < momentum < 1 else lr
 
 
 def flow_steps(steps: int | None, until: float | None, lr: float) -> int:

@@ -10,15 +10,18 @@ from dynalyze._saved_schema import Array
 from dynalyze._typing import FloatArray, IntArray
 from dynalyze.flow.initialization import Initialization
 from dynalyze.training.recorded import RecordedRun, run_schema
+from dynalyze.training.trainable import flow_time_per_step
 
 
 @dataclass(frozen=True, eq=False)
 class TrainingRun(RecordedRun):
     """Records of one training run, on the clock of the flow: t = learning rate × step.
 
+    With heavy-ball momentum β a step is lr/(1 − β) of flow time. `clock` says what t is.
+
     It reads as `dynalyze.flow.trajectory.Trajectory` does: `t`, `theta`, `theta_at`, `loss_at`,
     `losses`, `crossings`. For full weights `theta` holds the singular values of the products.
-    With an optimizer other than gradient descent t is no flow time, only the same formula.
+    With Adam or weight decay t is no flow time of the loss, only the same formula.
 
     Notes
     -----
@@ -63,8 +66,28 @@ class TrainingRun(RecordedRun):
 
     @cached_property
     def t(self) -> FloatArray:
-        """Flow time lr × steps of the records, shape (n_records,)."""
-        return np.asarray(self.lr * self.steps, dtype=np.float64)
+        """Flow time of the records, lr × steps or lr/(1 − β) × steps; shape (n_records,)."""
+        return np.asarray(self._step * self.steps, dtype=np.float64)
+
+    @property
+    def clock(self) -> str:
+        """What the times `t` are, in words."""
+        options = self._options
+        if self.optimizer == "adam":
+            return "lr × steps, which with Adam is no flow time"
+        if options.get("weight_decay", 0.0):
+            return "lr × steps, which with weight decay is no flow time of this loss"
+        if self._step != self.lr:
+            return f"flow times, lr/(1 − β) × steps with momentum β = {options['momentum']:g}"
+        return "flow times, lr × steps"
+
+    @property
+    def _options(self) -> dict[str, Any]:
+        return dict(self.configuration.get("optimizer_options", {}))
+
+    @property
+    def _step(self) -> float:
+        return flow_time_per_step(self.lr, None if self.optimizer == "adam" else self._options)
 
     @property
     def success(self) -> bool:

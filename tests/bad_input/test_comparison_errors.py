@@ -6,8 +6,16 @@ import numpy as np
 import pytest
 from objectives import Quadratic
 
-from dynalyze import Initialization, compare, predict_stages, simulate
+from dynalyze import (
+    Initialization,
+    StagePrediction,
+    Trajectory,
+    compare,
+    predict_stages,
+    simulate,
+)
 from dynalyze.errors import InvalidInputError
+from dynalyze.models import DiagonalLinear
 
 INIT = Initialization([1.0, 0.8], [0.5, -0.3], log10_alpha=-20)
 
@@ -59,6 +67,47 @@ def test_different_losses(run, prediction):
     other = dataclasses.replace(run, configuration=run.configuration | {"loss": "mse"})
     with pytest.raises(InvalidInputError, match=r"loss='squared' and the trajectory .*'mse'"):
         compare(prediction, other)
+
+
+def test_another_data_set(tmp_path):
+    rng = np.random.default_rng(0)
+    X, noise = rng.standard_normal((2, 30, 3))
+    y = X @ np.array([1.0, -0.5, 0.2])
+    init = Initialization.gaussian(3, log10_alpha=-20, rng=0)
+    prediction = predict_stages(DiagonalLinear(3), (X, y), init=init)
+    prediction.save(tmp_path / "prediction.npz")
+    loaded = StagePrediction.load(tmp_path / "prediction.npz")
+    # Other targets, inputs that leave the loss at θ = 0 what it is, and another order of columns.
+    others = [(X, y + 0.1 * noise[:, 0]), (X + 0.1 * noise, y), (X[:, [1, 0, 2]], y)]
+    for other in others:
+        run = simulate(DiagonalLinear(3), other, init, until_rescaled=0.5)
+        run.save(tmp_path / "run.npz")
+        for mine in (prediction, loaded):
+            for theirs in (run, Trajectory.load(tmp_path / "run.npz")):
+                with pytest.raises(InvalidInputError, match="run is on other data than the pred"):
+                    compare(mine, theirs)
+    same = simulate(DiagonalLinear(3), (X, y), init, until_rescaled=0.5)
+    assert compare(loaded, same).n_stages == 3
+
+
+@pytest.mark.parametrize("loaded", [True, False])
+def test_a_training_run_on_other_targets(tmp_path, loaded):
+    pytest.importorskip("torch")
+    from dynalyze.models import AttentionHead
+    from dynalyze.training import DiagonalHead, train
+
+    X = np.random.default_rng(0).standard_normal((10, 3, 2))
+    y = AttentionHead(2).predict(np.array([1.0, -0.8, 0.9, -1.1]), X)
+    init = Initialization.gaussian(4, log10_alpha=-6, rng=1)
+    prediction = predict_stages(AttentionHead(2, threads=1), (X, y), max_stages=1)
+    if loaded:
+        prediction.save(tmp_path / "prediction.npz")
+        prediction = StagePrediction.load(tmp_path / "prediction.npz")
+    run = train(DiagonalHead(2), (X, 1.1 * y), init=init, lr=0.05, steps=20)
+    with pytest.raises(InvalidInputError, match="other data than the prediction: the loss at the"):
+        compare(prediction, run)
+    run = train(DiagonalHead(2), (X, y), init=init, lr=0.05, steps=20)
+    assert compare(prediction, run).n_stages == 1
 
 
 @pytest.mark.parametrize("threshold", [0, -1.0, float("nan"), float("inf")])

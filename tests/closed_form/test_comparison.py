@@ -17,8 +17,8 @@ LOG = INIT.log_inverse_alpha
 class Scripted:
     """A run in which products jump from one value to another at given times."""
 
-    def __init__(self, changes, end=4.0 * LOG, init=INIT, configuration=None):
-        self.init, self.t = init, np.array([0.0, end])
+    def __init__(self, changes, end=4.0 * LOG, init=INIT, configuration=None, goals=GOALS):
+        self.init, self.t, self.goals = init, np.array([0.0, end]), goals
         self.configuration = configuration or {}
         self._changes = sorted(changes)  # (time, coordinate, new value)
 
@@ -35,13 +35,13 @@ class Scripted:
 
     @property
     def losses(self):
-        return np.array([Quadratic(GOALS).value(theta) for theta in self.theta])
+        return np.array([Quadratic(self.goals).value(theta) for theta in self.theta])
 
     def crossings(self, threshold):
-        found, size = [], np.zeros(3)
+        found, size, level = [], np.zeros(3), np.broadcast_to(threshold, 3)
         for time, i, value in self._changes:
-            if time > 0 and (size[i] < threshold) != (abs(value) < threshold):
-                found.append((time, i, 1 if abs(value) >= threshold else -1))
+            if time > 0 and (size[i] < level[i]) != (abs(value) < level[i]):
+                found.append((time, i, 1 if abs(value) >= level[i] else -1))
             size[i] = abs(value)
         columns = list(zip(*found, strict=True)) or [(), (), ()]
         return np.array(columns[0]), np.array(columns[1], int), np.array(columns[2], int)
@@ -100,7 +100,7 @@ def test_what_did_not_come():
 
 def test_inversion_with_the_gap_that_explains_it():
     goals = np.array([2.0, -1.999, 0.5])
-    swapped = Scripted([(0.5 * LOG, 1, -2.0), (0.52 * LOG, 0, 2.0), (2 * LOG, 2, 0.5)])
+    swapped = Scripted([(0.5 * LOG, 1, -2.0), (0.52 * LOG, 0, 2.0), (2 * LOG, 2, 0.5)], goals=goals)
     (inversion,) = compare(predicted(goals), swapped).inversions
     assert (inversion.first, inversion.second) == (0, 1)
     gap = 1 / 1.999 - 1 / 2
@@ -123,9 +123,10 @@ def test_a_product_that_a_later_stage_lifts_is_not_taken_for_an_activation():
     assert prediction.coordinates.tolist() == [0, 1]
     np.testing.assert_allclose(prediction.theta[1:, 0], [0.025, 0.06])
     trajectory = simulate(objective, init=init, tol=1e-8)
-    comparison = compare(prediction, trajectory)
+    comparison = compare(prediction, trajectory, threshold=0.05)
     assert comparison.outcomes == (Outcome.BELOW, Outcome.MATCHED)
     assert comparison.extra_times.size == 0
+    assert compare(prediction, trajectory).outcomes == (Outcome.MATCHED, Outcome.MATCHED)
 
 
 def test_orthogonal_flow_agrees_at_its_own_scale():

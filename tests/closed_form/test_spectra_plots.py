@@ -51,6 +51,26 @@ def test_stable_ranks_of_layers(history: spectra.SpectraHistory) -> None:
     assert len(own.lines) == 2
 
 
+def test_the_band_of_stable_ranks_stays_above_one() -> None:
+    # Nine heads whose change has rank 1 and one whose change has rank 8, and one that never moves.
+    torch.manual_seed(0)
+    model = nn.ModuleList([nn.MultiheadAttention(88, 11)])
+    tracker = spectra.track(model, every=1)
+    for _ in range(2):
+        with torch.no_grad():
+            for head in range(10):
+                rows = torch.randn(1 if head else 8, 88).expand(8, 88)
+                model[0].in_proj_weight[8 * head : 8 * head + 8] += rows
+        tracker.step()
+    ax = tracker.history.plot_stable_rank(product="W_K W_Q")
+    band = ax.collections[0].get_paths()[0].vertices
+    ranks = tracker.history.stable_rank[1:, 0]
+    assert ranks[:, :10].mean(-1).min() - ranks[:, :10].std(-1).max() < 1  # the paper's band
+    assert band[:, 1].min() >= 1 - 1e-6
+    np.testing.assert_allclose(ax.lines[0].get_ydata(), np.median(ranks[:, :10], axis=-1))
+    assert "quartiles" in ax.get_ylabel()
+
+
 def test_final_spectrum_beside_the_initial_one(history: spectra.SpectraHistory) -> None:
     ax = spectra.plot_final_spectrum(history, layer=1)
     initial, final = (line.get_ydata() for line in ax.lines)

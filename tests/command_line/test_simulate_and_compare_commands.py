@@ -47,7 +47,7 @@ def test_simulate_lists_what_is_learned_and_saves_it(data, capsys):
     text = capsys.readouterr().out
     init = Initialization.gaussian(3, log10_alpha=-60, rng=4)
     run = simulate(DiagonalLinear(3), data, init, until_rescaled=3)
-    times, coordinates, _ = run.crossings(0.05)
+    times, coordinates, _ = run.crossings(0.05 * np.abs(run.theta).max(axis=0))
     assert coordinates.tolist() == [0, 1, 2]
     for t in times:
         assert re.search(rf"{t:.6g} +{t / init.log_inverse_alpha:.6g} ", text)
@@ -172,7 +172,7 @@ def test_simulate_prints_json(data, capsys):
     result = json.loads(capsys.readouterr().out)
     init = Initialization.gaussian(3, log10_alpha=-60, rng=4)
     run = simulate(DiagonalLinear(3), data, init, until_rescaled=3)
-    times, coordinates, directions = run.crossings(0.05)
+    times, coordinates, directions = run.crossings(0.05 * np.abs(run.theta).max(axis=0))
     np.testing.assert_allclose([c["t"] for c in result["crossings"]], times, rtol=1e-12)
     assert [c["coordinate"] for c in result["crossings"]] == coordinates.tolist()
     assert [c["direction"] for c in result["crossings"]] == directions.tolist()

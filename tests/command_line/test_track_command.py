@@ -47,10 +47,20 @@ def test_table_and_figure(
     figure = tmp_path / "ranks.png"
     assert main(["track", *checkpoints, "--heads", "2", "--plot", str(figure)]) == 0
     table = capsys.readouterr().out
-    assert "after 250 steps (3 records, 2 heads)" in table
+    assert "at step 250 (3 records, 2 heads)" in table
     mean = spectra.track_checkpoints(checkpoints, n_heads=2).stable_rank[-1, 0].mean()
     assert f"{mean:.2f}" in table
     assert figure.read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_change_is_that_since_the_first_checkpoint_or_the_reference(
+    checkpoints: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["track", *checkpoints[1:], "--heads", "2"]) == 0
+    assert "since step 100, at step 250 (2 records" in capsys.readouterr().out
+    later = ["track", *checkpoints[1:], "--heads", "2", "--reference", checkpoints[0]]
+    assert main(later) == 0
+    assert "since the reference, at step 250 (2 records" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -47,7 +47,7 @@ def test_stopped_run_goes_on_and_its_checkpoints_can_be_tracked(
     places = [str(place) for place in sorted(folder.glob("step-*"))]
     reference = ["--reference", str(folder / "initial.safetensors")]
     assert main(["track", *places, *reference]) == 0
-    assert "after 6 steps (2 records, 2 heads)" in capsys.readouterr().out
+    assert "at step 6 (2 records, 2 heads)" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
