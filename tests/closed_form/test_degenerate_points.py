@@ -10,7 +10,6 @@ from objectives import Quadratic, Scaled
 
 from dynalyze import check_assumptions, predict_stages
 from dynalyze.models import DiagonalLinear, SymbolicModel
-from dynalyze.stages import Status
 
 
 def power(n):
@@ -114,18 +113,9 @@ def test_growth_that_is_slower_than_the_clock_is_not_taken_for_none():
 
 
 def test_a_prediction_stopped_before_its_first_stage_passes_nothing():
-    whole = predict_stages(Quadratic([1.0, 0.5]))
-    empty = dataclasses.replace(
-        whole,
-        **{
-            name: getattr(whole, name)[:0]
-            for name in ("times", "coordinates", "signs", "runner_ups", "gaps", "durations")
-        },
-        left=(),
-        **{name: getattr(whole, name)[:1] for name in ("theta", "b", "fields", "losses")},
-        status=Status.BUDGET,
-    )
-    report = check_assumptions(empty)
+    prediction = predict_stages(Quadratic([1.0, 0.5]), max_seconds=1e-12)
+    assert (prediction.n_stages, str(prediction.status)) == (0, "budget reached")
+    report = check_assumptions(prediction)
     assert report.growth.passed
     assert not report.passed
     assert "nothing was tested" in report.summary()
