@@ -52,11 +52,25 @@ def njit(
         if cache and in_a_file and hasattr(dispatcher, "enable_caching"):
             try:
                 dispatcher.enable_caching()
+                cached = dispatcher._cache
+                cached.save_overload = _if_it_can(cached.save_overload)
             except (RuntimeError, OSError):  # "no locator available"
                 _warn_once()
         return dispatcher
 
     return compiled
+
+
+def _if_it_can(save: Callable[..., None]) -> Callable[..., None]:
+    """Let a full disk cost the cache alone, not the result of the call that compiled."""
+
+    def saved(*arguments: Any) -> None:
+        try:
+            save(*arguments)
+        except OSError:
+            _warn_once()
+
+    return saved
 
 
 @functools.cache

@@ -44,6 +44,30 @@ def test_without_a_writable_cache_folder_all_works_with_one_warning(tmp_path: Pa
     assert done.stderr.startswith(f"{script}:3: KernelCacheWarning")
 
 
+_FULL_DISK = """
+import resource, signal
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+import numpy as np
+import dynalyze.models
+resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
+tokens = np.ones((3, 2, 2))
+print(dynalyze.models.AttentionHead(2).bind((tokens, tokens)).value(np.zeros(4)))
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="limits of the system are POSIX's")
+def test_a_full_disk_costs_the_cache_alone(tmp_path: Path):
+    done = subprocess.run(
+        [sys.executable, "-c", _FULL_DISK],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"NUMBA_CACHE_DIR": str(tmp_path)},
+        check=False,
+    )
+    assert done.stdout == "2.0\n"
+    assert done.stderr.count("KernelCacheWarning") == 1
+
+
 def test_every_kernel_is_compiled_in_the_one_place_that_does_without_a_cache():
     package = Path(dynalyze.__file__).parent
     sources = {path.name: path.read_text(encoding="utf-8") for path in package.rglob("*.py")}
