@@ -27,8 +27,8 @@ class FlowError(DynalyzeError, ArithmeticError):
     """The flow cannot be continued: not a number, or a step size that vanishes."""
 
 
-class DeadlinePassedError(DynalyzeError):
-    """The time for a prediction is over in the middle of a transition; `predict_stages` ends."""
+class UndecidedTransitionError(DynalyzeError):
+    """A budget ended in the middle of a transition, whose limit is therefore not known."""
 
 
 class NoLimitPointError(DynalyzeError, ArithmeticError):

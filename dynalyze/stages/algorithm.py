@@ -9,7 +9,7 @@ import numpy as np
 
 from dynalyze._interrupts import deliver
 from dynalyze._typing import BoolArray, FloatArray
-from dynalyze.errors import DeadlinePassedError, FlowError
+from dynalyze.errors import FlowError, UndecidedTransitionError
 from dynalyze.models.counted import CountedObjective
 from dynalyze.models.protocol import Objective, relative_field_units
 from dynalyze.stages.clocks import Clock
@@ -152,7 +152,7 @@ class Transitions:
 
         Raises
         ------
-        DeadlinePassedError
+        UndecidedTransitionError
             If it would have to be computed, or is still being computed, after the deadline.
         """
         if path in self._known:
@@ -166,7 +166,7 @@ class Transitions:
 
     def _find(self, start: StationaryPoint, coordinate: int, sign: int) -> Transition | NoLimit:
         if time.monotonic() > self.deadline:
-            raise DeadlinePassedError
+            raise UndecidedTransitionError("max_seconds passed")
         zero = self._zero(start.theta)
         if self._signed is not None:
             return self._signed.limit_point(start, coordinate, sign, zero)
@@ -238,8 +238,12 @@ def recurse(
         path = (*path, (winner.coordinate, winner.sign))
         try:
             transition = transitions(path, point)
-        except DeadlinePassedError:
-            return Ending(Status.BUDGET, f"max_seconds passed after {k} stages; raise it for more")
+        except UndecidedTransitionError as budget:
+            return Ending(
+                Status.BUDGET,
+                f"after {k} stages, when {names[winner.coordinate]} activates: {budget}; whether "
+                "that ends at a limit point is not known",
+            )
         if isinstance(transition, NoLimit):
             return Ending(
                 Status.NO_LIMIT,

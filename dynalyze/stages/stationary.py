@@ -43,9 +43,17 @@ class StationaryPoint:
         return replace(self)
 
 
+@dataclass(frozen=True)
+class Rejection:
+    """Why a point is not one that the flow rests at."""
+
+    reason: str
+    conclusive: bool = False  # whether following the flow further would change nothing
+
+
 def polish(
     objective: Objective, theta: FloatArray, support: IntArray, *, tolerance: float
-) -> StationaryPoint | str:
+) -> StationaryPoint | Rejection:
     """Newton's method for g = 0 on `support`, from θ, the others set to 0.
 
     It goes on beyond `tolerance` for as long as a step lowers the residual, to rounding. Where
@@ -64,8 +72,8 @@ def polish(
 
     Returns
     -------
-    StationaryPoint, or str
-        The sentence that says why there is none.
+    StationaryPoint, or Rejection
+        The reason why there is none.
     """
     signs = np.sign(theta[support])
     theta = _restricted(theta, support)
@@ -77,10 +85,10 @@ def polish(
         trial = theta.copy()
         trial[support] += spectrum.solve(field[support])
         if np.any(np.sign(trial[support]) != signs):
-            return "Newton's step changes a sign"
+            return Rejection("Newton's step changes a sign")
         moved = _largest(np.log(trial[support] / theta[support]))
         if moved > _FIRST_STEP:
-            return f"Newton's step moves a product by {np.expm1(moved):.1%}"
+            return Rejection(f"Newton's step moves a product by {np.expm1(moved):.1%}")
         trial_value, trial_field = objective.value_and_field(trial)
         trial_residual = _largest(trial_field[support])
         if not trial_residual < residual:
@@ -95,18 +103,21 @@ def polish(
     # Where units are far apart, the rounding of some g_i may be more than the tolerance.
     noise = _ROUNDING * _largest(np.abs(columns[support]) @ np.abs(theta[support]))
     if not residual <= max(tolerance, noise):
-        return f"Newton's method stops at |g| = {residual:.1e}, above {tolerance:.1e}"
+        return Rejection(f"Newton's method stops at |g| = {residual:.1e}, above {tolerance:.1e}")
     point = StationaryPoint(theta, value, field, support, residual, objective)
     # A field that fades like e^{−θ} is below any tolerance somewhere, but Newton's steps
     # there stay as long as they were: there is no stationary point at a finite distance.
     last = scaled_spectrum(point.hessian, support).solve(field[support])
     longest = _largest(last / theta[support])
     if not longest <= _LAST_STEP:
-        return f"Newton's steps do not shrink (last {longest:.1e} of a product): no finite minimum"
+        return Rejection(
+            f"Newton's steps do not shrink (last {longest:.1e} of a product): no finite minimum",
+            conclusive=True,
+        )
     return point
 
 
-def rest(point: StationaryPoint, stake: float) -> StationaryPoint | str:
+def rest(point: StationaryPoint, stake: float) -> StationaryPoint | Rejection:
     """The point with what is degenerate about it, or why the flow cannot rest there.
 
     Where the smallest curvature of L along log|θ| is small against the loss at stake, the field is
@@ -126,7 +137,9 @@ def rest(point: StationaryPoint, stake: float) -> StationaryPoint | str:
     scaled = scaled_spectrum(point.hessian, S).eigenvalues
     relative = float(scaled[0] / np.abs(scaled).max())
     if relative < -_FLAT:
-        return f"the nearest stationary point is a saddle (relative curvature {relative:.1e})"
+        return Rejection(
+            f"the nearest stationary point is a saddle (relative curvature {relative:.1e})"
+        )
     theta = point.theta[S]
     curvatures, directions = np.linalg.eigh(theta[:, None] * point.hessian[S] * theta)
     largest = max(stake, float(curvatures[-1]))
@@ -145,9 +158,10 @@ def rest(point: StationaryPoint, stake: float) -> StationaryPoint | str:
         flat &= max(abs(ahead), abs(behind)) <= noise
     if flat or points_back:
         return replace(point, caveat=_SINGULAR)
-    return (
+    return Rejection(
         "the flow comes to rest from one side only, and the loss falls on beyond: an inflection, "
-        "no minimum"
+        "no minimum",
+        conclusive=True,
     )
 
 

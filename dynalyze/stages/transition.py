@@ -13,13 +13,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from dynalyze._typing import FloatArray, IntArray
-from dynalyze.errors import DeadlinePassedError, FlowError
+from dynalyze.errors import FlowError, UndecidedTransitionError
 from dynalyze.flow.coordinates import BalancedCoordinates
 from dynalyze.flow.stepper import Stepper
 from dynalyze.models.counted import CountedObjective
 from dynalyze.models.protocol import Objective
 from dynalyze.stages.orbit import ARRIVED, Orbit, OrbitPath
-from dynalyze.stages.stationary import StationaryPoint, polish, rest, scaled_spectrum
+from dynalyze.stages.stationary import Rejection, StationaryPoint, polish, rest, scaled_spectrum
 
 ONSET = 1e-6  # size of the activated product at the onset, relative to its natural scale
 _NEGLIGIBLE = 1e-4  # a shrinking product this small, against its largest value, may have left
@@ -28,7 +28,8 @@ _FIRST_TRY = 1e-3  # try Newton when the rate of loss has fallen by this factor 
 _RETRY = 0.04  # and again when it has fallen by this one since the last try
 _NEARBY = 0.5 * ARRIVED  # change of log|θ| to go at which an orbit's linear end has begun
 _LATEST = 1e15  # flow time to give up at, in units of 1/|g| of the activated product
-_MOST_EVALUATIONS = 2_000  # of the field, after which an orbit is given up
+_FARTHEST = 1e15  # products that are on their way to infinity, in units of their natural size
+_MOST_EVALUATIONS = 2_000  # of the field in one transition
 
 _ORBIT_TOLERANCE = 1e-4  # error of log coordinates along an orbit
 
@@ -87,7 +88,13 @@ def limit_point(
     stepper : callable
         Makes the integrator from (objective, chart, z0).
     deadline : float
-        Of `time.monotonic`, after which `DeadlinePassedError` is raised.
+        Of `time.monotonic`.
+
+    Raises
+    ------
+    UndecidedTransitionError
+        After the deadline, or after as many evaluations as one transition may take without
+        coming to rest or showing why it never will.
     """
     objective = CountedObjective(objective)
     latest = _LATEST / abs(start.field[coordinate])
@@ -101,16 +108,20 @@ def limit_point(
     support = np.flatnonzero(theta)
     path = OrbitPath(chart)
     peak = np.abs(theta)
+    farthest = _FARTHEST * max(np.abs(start.theta).max(), abs(theta[coordinate]) / ONSET)
     rate_peak, rate_tried = 0.0, np.inf
-    why = "the rate of loss never fell, so Newton's method was not tried"
+    why = Rejection("the rate of loss never fell, so Newton's method was not tried")
     try:
         flow = stepper(objective, chart, chart.z_of_theta(theta))
         while objective.nfev < _MOST_EVALUATIONS and flow.t < latest:
             if time.monotonic() > deadline:
-                raise DeadlinePassedError
+                raise UndecidedTransitionError("max_seconds passed")
             path.add(flow.step(), flow.z)
             theta, field = chart.theta(flow.z), flow.field
             peak = np.maximum(peak, np.abs(theta))
+            if peak.max() > farthest:
+                why = Rejection("it runs away, where the loss falls for ever", conclusive=True)
+                break
             # −dL/dt = 2 Σ |θ_i| g_i²: does not depend on the units of the features, and
             # products that leave drop out of it by themselves
             rate = float(2 * np.abs(theta) @ field**2)
@@ -126,12 +137,14 @@ def limit_point(
                 return Transition(end, left, at_rest, path.orbit(end, coordinate))
             why = end
     except FlowError as error:
-        why = str(error)
-    return NoLimit(
-        f"the orbit was followed for {objective.nfev} evaluations, to "
-        f"flow time {path.t_end:.3g} after the activation and products up to "
-        f"{np.abs(theta).max():.3g}, and found no limit: {why}"
+        why = Rejection(str(error), conclusive=True)
+    followed = (
+        f"the orbit was followed for {objective.nfev} evaluations, to flow time {path.t_end:.3g} "
+        f"after the activation and products up to {np.abs(theta).max():.3g}"
     )
+    if not why.conclusive and path.t_end < latest:
+        raise UndecidedTransitionError(f"{followed}, and still moves: {why.reason}")
+    return NoLimit(f"{followed}, and found no limit: {why.reason}")
 
 
 def follow_to(
@@ -165,7 +178,7 @@ def follow_to(
     goal = chart.z_of_theta(end.theta)[end.support]
     while flow.t < latest:
         if time.monotonic() > deadline:
-            raise DeadlinePassedError
+            raise UndecidedTransitionError("max_seconds passed")
         path.add(flow.step(), flow.z)
         # An orbit may pass a saddle nearby before it ends, but not its own end.
         if 2 * np.abs(flow.z[end.support] - goal).max(initial=0.0) <= _NEARBY:
@@ -245,7 +258,7 @@ def _certify(
     zero: FloatArray,
     tolerance: float,
     value_before: float,
-) -> StationaryPoint | str:
+) -> StationaryPoint | Rejection:
     """Stationary point that certainly attracts the orbit at θ, or why there is none yet.
 
     Products in `leaving` are taken to go to 0, but for those that the field at the point so
@@ -254,7 +267,7 @@ def _certify(
     while True:
         staying = np.setdiff1d(np.flatnonzero(signs), leaving)
         end = polish(objective, theta, staying, tolerance=tolerance)
-        if isinstance(end, str):
+        if isinstance(end, Rejection):
             return end
         outward = signs[leaving] * end.field[leaving] > zero[leaving]
         if not outward.any():
@@ -262,12 +275,12 @@ def _certify(
         leaving = leaving[~outward]
     moved = np.abs(np.log(end.theta[staying] / theta[staying]))
     if moved.size and moved.max() > ARRIVED:
-        return f"Newton's method moves a product by {np.expm1(moved.max()):.1%}"
+        return Rejection(f"Newton's method moves a product by {np.expm1(moved.max()):.1%}")
     # Where a field goes to 0 with its product, the Hessian decides whether the product stays 0.
     at_rest = leaving[np.abs(end.field[leaving]) <= zero[leaving]]
     if at_rest.size:
         whole = np.concatenate([staying, at_rest])
         columns = objective.hessian_columns(end.theta, whole)
         if scaled_spectrum(columns, whole).eigenvalues[0] <= 0:
-            return "a product and its field go to 0 together, where the loss has no minimum"
+            return Rejection("a product and its field go to 0 together, at no minimum")
     return rest(end, value_before - end.value)

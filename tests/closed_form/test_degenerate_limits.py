@@ -55,7 +55,7 @@ def test_the_time_limit_holds_inside_a_transition():
     whole = predict_stages(OnlyObjective(Quadratic([2.0, -1.0], hessian)))
     prediction = predict_stages(Slow([2.0, -1.0], hessian), max_seconds=0.05)
     assert prediction.status == "budget reached"
-    assert "max_seconds passed after 0 stages" in prediction.message
+    assert "after 0 stages, when w[0] activates: max_seconds passed" in prediction.message
     assert prediction.stats.nfev < whole.stats.nfev / 2
 
 
