@@ -5,6 +5,7 @@ walk it as a tree, which takes exponential time on nested models; these walks vi
 """
 
 import hashlib
+import math
 from collections.abc import Iterable, Iterator, Mapping
 
 import sympy as sp
@@ -132,3 +133,25 @@ def refuse_unusable(
 def _named(node: sp.Basic, smooth_in: Iterable[sp.Symbol]) -> str:
     found = free_symbols([node]) & set(smooth_in)
     return ", ".join(sorted(str(symbol) for symbol in found))
+
+
+def degree(expression: sp.Basic, unknowns: Iterable[sp.Symbol]) -> float:
+    """Bound on the total degree in the unknowns; infinite where it may be no polynomial in them.
+
+    It is the degree itself but where terms cancel.
+    """
+    degrees: dict[sp.Basic, float] = {}
+    inside = set(unknowns)
+    for node in postorder([expression]):
+        parts = [degrees[arg] for arg in node.args]
+        if not any(parts):
+            degrees[node] = float(node in inside)
+        elif isinstance(node, sp.Add):
+            degrees[node] = max(parts)
+        elif isinstance(node, sp.Mul):
+            degrees[node] = sum(parts)
+        elif isinstance(node, sp.Pow) and node.exp.is_Integer and node.exp > 0:
+            degrees[node] = parts[0] * int(node.exp)
+        else:
+            degrees[node] = math.inf
+    return degrees[expression]

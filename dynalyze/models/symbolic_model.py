@@ -19,7 +19,7 @@ import dynalyze
 from dynalyze._typing import ArrayLike, Data, FloatArray, IntArray
 from dynalyze.errors import InvalidInputError
 from dynalyze.models import _codegen
-from dynalyze.models._expressions import digest, free_symbols, rebuild, refuse_unusable
+from dynalyze.models._expressions import degree, digest, free_symbols, rebuild, refuse_unusable
 from dynalyze.models._kernel_cache import load_module
 from dynalyze.models.data import (
     as_finite_array,
@@ -257,16 +257,8 @@ def _is_quadratic(formula: _codegen.Formula) -> bool:
     """Whether the outputs are linear in the products, and the loss quadratic in the outputs."""
     products = _codegen.symbols("p", formula.n_products)
     outputs = _codegen.symbols("f", len(formula.outputs))
-    return all(_degree(h, products) <= 1 for h in formula.outputs) and (
-        _degree(formula.loss, outputs) <= 2
-    )
-
-
-def _degree(expression: sp.Expr, unknowns: Sequence[sp.Symbol]) -> float:
-    """Total degree in the unknowns, infinite where the expression is no polynomial in them."""
-    if not expression.is_polynomial(*unknowns):
-        return np.inf
-    return float(sp.Poly(expression, *unknowns).total_degree())
+    linear = all(degree(h, products) <= 1 for h in formula.outputs)
+    return linear and degree(formula.loss, outputs) <= 2
 
 
 def _kernels(formula: _codegen.Formula) -> ModuleType:

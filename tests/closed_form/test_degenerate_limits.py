@@ -9,6 +9,7 @@ from objectives import OnlyObjective, Power, Quadratic
 
 from dynalyze import predict_stages
 from dynalyze.models import DiagonalLinear, SymbolicModel
+from dynalyze.models._expressions import degree
 
 
 def test_an_inflection_is_no_limit_point():
@@ -74,3 +75,16 @@ def test_a_formula_that_is_linear_in_its_products_is_solved_without_the_flow():
     curved = SymbolicModel(products[0] * names[0] + sp.sin(products[1] * names[1]), names[:2],
                            products[:2])  # fmt: skip
     assert not curved.bind((X[:, :2], y)).is_quadratic
+
+
+def test_the_degree_of_nested_formulas_is_found_in_linear_time():
+    a, b, x = sp.symbols("a b x")
+    assert degree(x * a + 3 * sp.sin(x) * b, [a, b]) == 1
+    assert degree((a + x * b) ** 2 * b, [a, b]) == 3
+    assert degree(a / b, [a, b]) == np.inf
+    assert degree(sp.exp(a) * x, [a, b]) == np.inf
+    assert degree(sp.exp(x), [a, b]) == 0
+    nested = a
+    for _ in range(200):  # as a tree it has 2^200 leaves
+        nested = nested + sp.sin(nested) * x
+    assert degree(nested, [a]) == np.inf
