@@ -15,8 +15,9 @@ from dynalyze.models.torch_network import Network, ProductNetwork
 from dynalyze.models.torch_operations import Operations
 
 _TOLERANCE = 1e-9
-_STEPS = (1e-4, 1e-6, 1e-2, 1e-8)  # of finite differences: one of them suits the units of the data
-_SLOPE_TOLERANCE = 1e-4
+_STEPS = (1e-4, 1e-6, 1e-2, 1e-8, 1e-10)  # of finite differences: one suits the units of the data
+_SLOPE_TOLERANCE = 1e-4  # relative
+_NO_SLOPE = 1e-12  # of the loss: what counts as 0
 # What a module raises that does not fit its inputs, a loss its outputs.
 _FAILURES = (RuntimeError, ValueError, TypeError, IndexError, AttributeError, KeyError)
 
@@ -240,25 +241,41 @@ def check_derivatives(
             raise InvalidInputError(
                 f"the {name} of the loss is {given} at random products: check X and the module"
             )
-        slopes = [_slope(below, theta, along, step) for step in _STEPS]
-        if not any(abs(given - slope) <= bound(given) for slope, bound in slopes):
+        wrong = _contradicting_slope(given, below, theta, along, _NO_SLOPE * abs(loss_at(theta)))
+        if wrong is not None:
             raise InvalidInputError(
-                f"the {name} of the loss is {given:.6g} by autograd and {slopes[0][0]:.6g} by "
-                "finite differences, in the same direction: a part of the module or of the loss "
-                "is cut off (detach, no_grad, item, a checkpoint with use_reentrant=True), or has "
-                "a backward of its own that is not the derivative of its forward. The flow follows "
+                f"the {name} of the loss is {given:.6g} by autograd and {wrong:.6g} by finite "
+                "differences, in the same direction: a part of the module or of the loss is cut "
+                "off (detach, no_grad, item, a checkpoint with use_reentrant=True), or has a "
+                "backward of its own that is not the derivative of its forward. The flow follows "
                 "the derivative: remove what cuts it"
             )
 
 
-def _slope(
-    f: Callable[[torch.Tensor], float], theta: torch.Tensor, along: torch.Tensor, step: float
-) -> tuple[float, Callable[[float], float]]:
-    """Slope of `f` by central differences, extrapolated; how far a right one may be from it."""
-    near, far = ((f(theta + h * along), f(theta - h * along)) for h in (step, 2 * step))
-    slope = (8 * (near[0] - near[1]) - (far[0] - far[1])) / (12 * step)
-    rounding = 100 * np.finfo(np.float64).eps * max(map(abs, (*near, *far))) / step
-    return slope, lambda given: _SLOPE_TOLERANCE * max(abs(given), abs(slope)) + rounding
+def _contradicting_slope(
+    given: float,
+    f: Callable[[torch.Tensor], float],
+    theta: torch.Tensor,
+    along: torch.Tensor,
+    zero: float,
+) -> float | None:
+    """Slope of `f` by differences that can be relied on, if none of any step confirms `given`.
+
+    They are relied on where those over a step and over twice the step agree, and rounding is small.
+    """
+    wrong = None
+    for step in _STEPS:
+        near, far = ((f(theta + h * along), f(theta - h * along)) for h in (step, 2 * step))
+        over_one, over_two = (near[0] - near[1]) / (2 * step), (far[0] - far[1]) / (4 * step)
+        slope = (4 * over_one - over_two) / 3
+        size = max(abs(given), abs(slope))
+        if abs(given - slope) <= _SLOPE_TOLERANCE * size + zero:
+            return None
+        rounding = 10 * np.finfo(np.float64).eps * max(map(abs, (*near, *far))) / step
+        alike = abs(over_one - over_two) <= 1e-3 * abs(over_one) + rounding
+        if alike and rounding <= _SLOPE_TOLERANCE * size:
+            wrong = slope if wrong is None else wrong
+    return wrong
 
 
 def _largest(tensor: torch.Tensor) -> float:

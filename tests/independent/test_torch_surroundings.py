@@ -10,7 +10,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from dynalyze import Initialization, predict_stages, simulate
-from dynalyze.errors import InvalidInputError, UpcastWarning
+from dynalyze.errors import InvalidInputError, NonSmoothWarning, UpcastWarning
 from dynalyze.models import DiagonalTransformer, TorchModel
 
 RNG = np.random.default_rng(0)
@@ -131,6 +131,15 @@ def test_modules_with_weight_norm(old):
     linear(torch.ones(3, dtype=torch.float64))  # keeps a result that cannot be copied
     objective = TorchModel(module, [("u", "v")], parameters="frozen").bind((X, Y))
     held_against(objective, lambda x, theta: torch.tanh(x * theta) @ weight.T + bias)
+
+
+@pytest.mark.parametrize("units", [1e-8, 1e-3, 1e5, 1e12])
+@pytest.mark.parametrize("function", [torch.sin, torch.tanh, torch.square, nn.functional.relu])
+def test_no_unit_of_the_data_makes_a_right_derivative_look_wrong(function, units):
+    model = TorchModel.from_function(lambda x, theta: function(x * theta), 3)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", NonSmoothWarning)
+        model.bind((X * units * [1, 1e3, 1e-3], Y / units))
 
 
 def test_float32_states_its_error():
