@@ -36,7 +36,6 @@ def check_output(arguments: argparse.Namespace) -> None:
         paths["out"] = out
     if plot := getattr(arguments, "plot", None):
         paths["plot"] = _figure_path(plot)
-        _figure_format(plot)
     targets = set()
     for option, path in paths.items():
         try:
@@ -45,6 +44,8 @@ def check_output(arguments: argparse.Namespace) -> None:
             raise InvalidInputError(f"--{option} {error}") from error
     if len(targets) < len(paths):
         raise InvalidInputError(f"--out {out} and --plot {plot} are one file: name two")
+    if plot:
+        _figure_format(plot)
 
 
 def _figure_format(path: str) -> str:
