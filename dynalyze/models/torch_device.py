@@ -29,8 +29,14 @@ def private_copy(
     Raises
     ------
     InvalidInputError
-        If the module cannot be copied.
+        If the module cannot be copied, or is compiled.
     """
+    for part in module.modules():
+        if isinstance(part, torch.jit.ScriptModule) or hasattr(part, "_orig_mod"):
+            raise InvalidInputError(
+                f"module=<{type(part).__name__}> is compiled by torch.jit or torch.compile, and "
+                "its weights cannot be replaced: give the module that it was made of"
+            )
     # Results that a module keeps, as the old weight_norm keeps its weight, refuse to be copied.
     kept = {
         id(value): value.detach().clone()

@@ -14,6 +14,7 @@ from dynalyze.models.torch_calculus import computing, gradient_of
 from dynalyze.models.torch_device import budgets, is_device_error, is_out_of_memory
 from dynalyze.models.torch_loss import SampleLoss
 from dynalyze.models.torch_network import Network, ProductNetwork
+from dynalyze.models.torch_operations import ProducedBytes
 
 # What a pass holds beside the tensors that autograd saves: outputs, cotangents, temporaries.
 _OVERHEAD = 2
@@ -255,9 +256,21 @@ class TorchObjective(CheckedObjective):
         def unpack(tensor: torch.Tensor) -> torch.Tensor:
             return tensor
 
-        with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(pack, unpack):
+        def forward() -> None:
             # The graph keeps every saved storage alive until it is let go.
             self._network.at(point, lambda network: self._chunk_loss(network, chunk).detach())
+
+        with torch.enable_grad():
+            try:
+                with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
+                    forward()
+            except RuntimeError as error:
+                if is_out_of_memory(error):
+                    raise
+                # torch.func and sparse tensors refuse the hooks: all that is made, then.
+                with ProducedBytes() as produced:
+                    forward()
+                return produced.total
         return sum(sizes.values())
 
     def _halve_budget(self, chunk: slice, columns: slice) -> None:

@@ -96,6 +96,32 @@ def operations_of(evaluate: Callable[[torch.Tensor], object], theta: torch.Tenso
     return operations
 
 
+class ProducedBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Count the bytes of the tensors that operations return, each storage once."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._held: dict[int, torch.UntypedStorage] = {}
+
+    @property
+    def total(self) -> int:
+        """Sum over the storages."""
+        return sum(storage.nbytes() for storage in self._held.values())
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False
+
+    def __torch_dispatch__(
+        self, func: Any, types: Iterable[type], args: Any = (), kwargs: Any = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for tensor in _tensors(result):
+            if (storage := _storage(tensor)) is not None:
+                self._held[storage._cdata] = storage
+        return result
+
+
 def _tensors(values: object) -> Iterable[torch.Tensor]:
     return (value for value in tree_leaves(values) if isinstance(value, torch.Tensor))
 

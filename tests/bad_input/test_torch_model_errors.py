@@ -258,6 +258,16 @@ def test_a_module_that_cannot_be_copied_is_refused():
         TorchModel(net, PAIRS)
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit.trace:DeprecationWarning")
+def test_compiled_modules_are_refused():
+    example = torch.ones(2, 3, dtype=torch.float64)
+    for compiled in (torch.jit.trace(Net(), example, check_trace=False), torch.compile(Net())):
+        pairs = [(name, name.replace("u", "v")) for name, _ in compiled.named_parameters()
+                 if name.endswith("u")]  # fmt: skip
+        with pytest.raises(InvalidInputError, match=r"compiled by .* give the module that it was"):
+            TorchModel(compiled, pairs)
+
+
 def test_trainable_parameters_outside_the_products_are_named():
     net = Net(nn.Linear(3, 3, dtype=torch.float64))
     with pytest.warns(FrozenParametersWarning, match=r"middle\.weight, middle\.bias: trainable"):

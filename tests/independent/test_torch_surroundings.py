@@ -117,6 +117,27 @@ def test_checkpoints_recompute_with_the_products_in_place():
     held_against(objective, lambda x, theta: torch.exp(torch.tanh(x * theta)))
 
 
+def test_functional_derivatives_and_sparse_tensors_inside_the_module():
+    def slope(x, theta):
+        energy = torch.func.grad(lambda row: torch.tanh(row * theta).square().sum())
+        return torch.vmap(energy)(x)
+
+    def formula(x, theta):
+        z = torch.tanh(x * theta)
+        return 2 * z * (1 - z * z) * theta
+
+    held_against(TorchModel.from_function(slope, 3).bind((X, Y)), formula)
+    mix = torch.tensor([[0.0, 2.0, 0.0], [1.0, 0.0, 0.0], [0.0, 0.5, 3.0]], dtype=torch.float64)
+
+    def sparse(x, theta):
+        return torch.sparse.mm(mix.to_sparse(), torch.tanh(x * theta).T).T
+
+    held_against(
+        TorchModel.from_function(sparse, 3).bind((X, Y)),
+        lambda x, theta: torch.tanh(x * theta) @ mix.T,
+    )
+
+
 @pytest.mark.parametrize("old", [True, False])
 def test_modules_with_weight_norm(old):
     linear = nn.Linear(3, 3, dtype=torch.float64)
