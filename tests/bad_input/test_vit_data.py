@@ -64,13 +64,14 @@ def _write(folder: Path, kind: str, dump: Callable[[Any], bytes] = _python2) -> 
     place.mkdir()
     names = [f"data_batch_{i}" for i in range(1, 6)] + ["test_batch"] if ten else ["train", "test"]
     for seed, name in enumerate(names):
-        pixels, labels = _images(4, 10 if ten else 100, seed)
+        count = 20 if name == "train" else 4
+        pixels, labels = _images(count, 10 if ten else 100, seed)
         if kind.endswith(("bin", "binary")):
             coarse = [] if ten else [labels // 5]
             columns = [c.astype(np.uint8)[:, None] for c in (*coarse, labels)]
             (place / f"{name}.bin").write_bytes(np.hstack([*columns, pixels]).tobytes())
         else:
-            batch = {b"batch_label": b"x", b"data": pixels, b"filenames": [b"a.png"] * 4}
+            batch = {b"batch_label": b"x", b"data": pixels, b"filenames": [b"a.png"] * count}
             key = b"labels" if ten else b"fine_labels"
             batch[key] = [int(label) for label in labels]
             (place / name).write_bytes(dump(batch))
@@ -93,7 +94,7 @@ def test_every_published_format(tmp_path: Path, kind: str, dump: Callable[[Any],
         file.add(place, arcname=kind)
     ten = kind.startswith("cifar-10-")
     seeds = range(5) if ten else range(1)
-    parts = [_images(4, 10 if ten else 100, seed) for seed in seeds]
+    parts = [_images(4 if ten else 20, 10 if ten else 100, seed) for seed in seeds]
     for path in (place, tmp_path, archive):
         data = cifar(path)
         expected = np.concatenate([pixels for pixels, _ in parts]).reshape(-1, 3, 32, 32)
@@ -123,6 +124,23 @@ def test_a_batch_that_lost_whole_records_is_refused(tmp_path: Path) -> None:
     victim.write_bytes(victim.read_bytes()[:-3073])
     with pytest.raises(SavedFileError, match=r"hold \[4, 4, 3, 4, 4\] images.*truncated"):
         cifar(place)
+
+
+@pytest.mark.parametrize(
+    ("kind", "victim", "found"),
+    [
+        ("cifar-10-batches-bin", "test_batch.bin", "test_batch.bin of CIFAR-10 holds 3 images"),
+        ("cifar-100-binary", "test.bin", "test.bin of CIFAR-100 holds 3 images"),
+        ("cifar-100-binary", "train.bin", "holds 4 images and the training set 19"),
+    ],
+)
+def test_a_set_that_lost_whole_records_is_refused(
+    tmp_path: Path, kind: str, victim: str, found: str
+) -> None:
+    file = _write(tmp_path, kind) / victim
+    file.write_bytes(file.read_bytes()[: -(3073 if kind.startswith("cifar-10-") else 3074)])
+    with pytest.raises(SavedFileError, match=f"{found}.*five times as many: a file is truncated"):
+        cifar(file.parent)
 
 
 def test_a_missing_batch_and_a_wrong_folder(tmp_path: Path) -> None:
@@ -254,17 +272,17 @@ def test_augmentation_shifts_and_reflects(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: ViTShape(width=0), r"width must be a positive integer, got 0"),
+        (lambda: ViTShape(width=0), r"width=0: must be a positive integer"),
         (lambda: ViTShape(patch_size=5), r"patch_size=5 must divide image_size=32"),
         (lambda: VisionTransformer(ViTShape.digits(), scale=0.0), r"scale must be positive"),
         (lambda: ViTOptions(optimizer="adamw"), r"optimizer must be 'adam' or 'sgd', got 'adamw'"),
         (lambda: ViTOptions(precision="int8"), r"precision must be .*, got 'int8'"),
         (lambda: ViTOptions(lr=0.0), r"lr must be positive and finite, got 0.0"),
         (lambda: ViTOptions(momentum=1.0), r"momentum must lie in \[0, 1\), got 1.0"),
-        (lambda: ViTOptions(batch_size=0), r"batch_size must be at least 1, got 0"),
+        (lambda: ViTOptions(batch_size=0), r"batch_size=0: must be a positive integer"),
         (lambda: ViTOptions(n_epochs=5), r"warmup_epochs .* n_epochs=5, got 15"),
         (lambda: train_vit(shape=ViTShape()), r"images \(3, 32, 32\) of 10 .* images \(1, 8, 8\)"),
-        (lambda: train_vit(checkpoint_every=0), r"checkpoint_every must be at least 1, got 0"),
+        (lambda: train_vit(checkpoint_every=0), r"checkpoint_every=0: must be a positive integer"),
         (
             lambda: train_vit(options=ViTOptions(precision="float16"), device="cpu"),
             r"precision='float16' needs a GPU",

@@ -81,6 +81,14 @@ def cifar(path: str | os.PathLike[str], *, augment: bool = True) -> VisionData:
                 np.concatenate([labels for _, labels in loaded]),
             )
             images, labels = read(f"{path}: {testing}", files[testing](), n_classes)
+            # As published: 10,000 test images, and as many in each of the five batches of
+            # CIFAR-10 or five times as many in the one of CIFAR-100.
+            if len(train.labels) != 5 * len(labels):
+                raise SavedFileError(
+                    f"{path}: {testing} of {name} holds {len(labels)} images and the training set "
+                    f"{len(train.labels)}, which should be five times as many: a file is "
+                    "truncated. Unpack again."
+                )
             test = ArrayImages(torch.from_numpy(images), labels)
             return _in_memory(name, train, test, n_classes, augment=augment)
     raise InvalidInputError(
