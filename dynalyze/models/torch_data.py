@@ -1,10 +1,12 @@
 """Data for PyTorch models: arrays, tensors, data sets and loaders, as float64 tensors."""
 
+import hashlib
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
 
+from dynalyze._collectives import every_rank, world
 from dynalyze._torch import torch
 from dynalyze._typing import Data
 from dynalyze.errors import InvalidInputError
@@ -58,8 +60,27 @@ def gather(data: Data) -> tuple[torch.Tensor, torch.Tensor]:
     Raises
     ------
     InvalidInputError
-        If there are no samples, numbers of samples differ, or batches are no pairs.
+        If there are no samples, numbers of samples differ, or batches are no pairs; in a torchrun
+        job on every rank, also if the ranks do not read the same samples in the same order.
     """
+    with every_rank() as stated:
+        inputs, targets = _read(data)
+        if world()[1] > 1:
+            stated |= {"data X": fingerprint([inputs]), "data y": fingerprint([targets])}
+    return inputs, targets
+
+
+def fingerprint(tensors: Iterable[torch.Tensor]) -> str:
+    """Hash of shapes, types and contents of tensors: equal where every bit is."""
+    digest = hashlib.sha256()
+    for tensor in tensors:
+        digest.update(str((tuple(tensor.shape), tensor.dtype)).encode())
+        content = tensor.detach().cpu().resolve_conj().resolve_neg().contiguous().reshape(-1)
+        digest.update(content.view(torch.uint8).numpy().data)
+    return digest.hexdigest()[:32]
+
+
+def _read(data: Data) -> tuple[torch.Tensor, torch.Tensor]:
     if isinstance(data, (tuple, list)) and len(data) == 2:
         given_X, given_y = as_pair(data)
         inputs, targets = as_tensor(given_X, "X"), as_tensor(given_y, "y")

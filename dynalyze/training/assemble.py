@@ -1,8 +1,9 @@
 """From the arguments of `train` to a loop, and from the loop to the runs."""
 
-import hashlib
+import operator
 import platform
-from collections.abc import Iterable, Sequence
+import secrets
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,20 +11,28 @@ from typing import Any
 import numpy as np
 
 import dynalyze
-from dynalyze._collectives import world
+from dynalyze._collectives import every_rank, of_first_rank, share, world
 from dynalyze._interrupts import held, interruptible, take
 from dynalyze._torch import torch
 from dynalyze._typing import Data, IntArray
 from dynalyze._warn import warn
-from dynalyze.errors import InvalidInputError, LearningRateWarning
+from dynalyze.errors import DynalyzeWarning, InvalidInputError, LearningRateWarning
 from dynalyze.flow.initialization import Initialization
 from dynalyze.models.losses import loss_name
 from dynalyze.models.torch_calculus import differentiable_attention
-from dynalyze.training.batches import Samples, Shuffle
+from dynalyze.models.torch_data import fingerprint
+from dynalyze.models.torch_device import converted, type_named
+from dynalyze.models.torch_loss import SampleLoss
+from dynalyze.models.torch_network import loss_in
+from dynalyze.training.batches import Samples
+from dynalyze.training.checkpoints import Checkpoint
+from dynalyze.training.claim import claimed
 from dynalyze.training.engine import Engine, chunk_near_caches
 from dynalyze.training.graded import Grading
+from dynalyze.training.identity import describe, describe_module
 from dynalyze.training.loop import Loop
-from dynalyze.training.options import Options
+from dynalyze.training.options import Keywords, Options
+from dynalyze.training.precision import Comparison, check_precision
 from dynalyze.training.progress import progress_bar
 from dynalyze.training.recording import Recording
 from dynalyze.training.trainable import Trainable, Weights, as_trainable, checked_samples
@@ -31,6 +40,12 @@ from dynalyze.training.training_run import TrainingRun
 
 # Gradient descent at a stable learning rate lowers the loss at every step, but for rounding.
 _TOLERATED_RISES = 0.01
+# Steps of a run in float32 at which its gradients are compared with those of float64.
+_LOOKS = 10
+
+
+Seeds = Sequence[np.random.Generator | int | None]
+"""Sources of the random order, one per run."""
 
 
 @held()
@@ -39,42 +54,139 @@ def run_all(
     model: object,
     data: Data,
     inits: Sequence[Initialization] | None,
-    rngs: Sequence[np.random.Generator | int | None],
-    options: Options,
+    rngs: Seeds,
+    keywords: Keywords,
     *,
     stacked: bool,
 ) -> tuple[TrainingRun, ...]:
     """Train from every initialization; None is the model's own weights."""
-    trainable = as_trainable(model, device=options.device)
-    inputs, targets, sample_loss = checked_samples(trainable, data, options.loss)
-    starts = [trainable.own_initialization()] if inits is None else list(inits)
-    # Adam and momentum act on entries, which a rotation of the columns would change.
-    plain = options.optimizer != "adam" and not options.optimizer_options
-    weights = _starting_weights(trainable, starts, stacked, graded=plain)
-    shuffles = None
-    if options.batch_size is not None:
-        size, none = min(options.batch_size, len(inputs)), np.zeros(0, dtype=np.int64)
-        shuffles = [Shuffle(len(inputs), size, np.random.default_rng(r), none) for r in rngs]
+    with every_rank() as stated:
+        options = Options(**keywords)
+        trainable = as_trainable(model, device=options.device)
+        dtype = type_named(options.precision)
+        problem = checked_samples(trainable, data, options.loss)
+        exact = trainable
+        if dtype != trainable.dtype:
+            trainable = trainable.in_precision(dtype)
+        starts = [trainable.own_initialization()] if inits is None else list(inits)
+        # Adam and momentum act on entries, which a rotation of the columns would change.
+        plain = options.optimizer != "adam" and not options.optimizer_options
+        graded = plain and dtype == torch.float64
+        weights = _starting_weights(trainable, starts, stacked, graded=graded)
+        stated["runs"] = len(starts)
+        if dtype != torch.float64:
+            first = {name: w[0] if stacked else w for name, w in weights.items()}
+            check_precision(trainable, first, problem[0])
+    with claimed(options.checkpoint) as found:
+        seeds = _seeds(rngs, found)
+        with every_rank() as stated:
+            loop = _loop(
+                options, trainable, exact, problem, weights, starts, seeds, stacked=stacked
+            )
+            stated.update(
+                loop.identity,
+                n_steps=options.n_steps,
+                checkpoint_every=options.checkpoint_every,
+            )
+            if found is not None:
+                loop.restore(found)
+        with (
+            progress_bar(options.n_steps, show=options.progress) as advance,
+            differentiable_attention(),
+        ):
+            loop.run(
+                folder=None if options.checkpoint is None else Path(options.checkpoint),
+                checkpoint_every=options.checkpoint_every,
+                max_seconds=options.max_seconds,
+                callback=options.callback,
+                advance=advance,
+            )
+    configuration = {
+        **loop.identity,
+        "loss": loss_name(options.loss),
+        "n_steps": options.n_steps,
+        "seeds": loop.seeds if options.batch_size is not None else [],
+        "device": str(trainable.model.device),
+        "ranks": world()[1],
+        "dynalyze": dynalyze.__version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+    }
+    if list(loop.diverged_at.values()) == [0] * len(starts):
+        raise InvalidInputError(
+            "the loss is not finite at the initial weights of run 0: check data and init"
+        )
+    results = [
+        _result(loop, run, start, options, configuration) for run, start in enumerate(starts)
+    ]
+    if take():
+        results = [_interrupted_at_its_end(result) for result in results]
+    return tuple(results)
+
+
+def _loop(
+    options: Options,
+    trainable: Trainable,
+    exact: Trainable,
+    problem: tuple[torch.Tensor, torch.Tensor, SampleLoss],
+    weights: Weights,
+    starts: Sequence[Initialization],
+    seeds: Seeds,
+    *,
+    stacked: bool,
+) -> Loop:
+    """The loop at its first step."""
+    inputs, targets, loss = problem
+    place, dtype = trainable.model.device, trainable.dtype
+    generators = [] if options.batch_size is None else list(map(np.random.default_rng, seeds))
     recording = options.recording if options.recording is not None else Recording()
-    place = trainable.model.device
     every, check_every = recording.resolved(
         options.n_steps, matrices=trainable.matrices, cuda=place.type == "cuda"
     )
-    configuration: dict[str, Any] = {
-        "model": type(trainable.model.module).__name__,
-        "fixed weights": _digest(_fixed(trainable)),
-        "data": _digest([inputs, targets]),
-        "loss": loss_name(options.loss),
+    chunk = chunk_near_caches(inputs, len(starts)) if place.type == "cpu" else None
+    comparison = None
+    if exact is not trainable:
+        mine = share(len(inputs))
+        comparison = Comparison(
+            Engine(exact, loss, stacked, chunk),
+            inputs[mine],
+            targets[mine],
+            len(inputs),
+            max(1, options.n_steps // _LOOKS),
+        )
+    trained = {name for pair in trainable.pairs for name in pair}
+    held = trainable.model.module.state_dict()
+    identity = {
+        "kind": "train",
+        "model": describe_module(trainable.model.module),
+        "products": [list(pair) for pair in trainable.pairs],
+        "fixed weights": fingerprint(v for name, v in held.items() if name not in trained),
+        "data": fingerprint([inputs, targets]),
+        "loss": describe(options.loss),
         "optimizer": options.optimizer,
-        "optimizer_options": dict(options.optimizer_options or {}),
+        "optimizer_options": describe(options.optimizer_options),
         "lr": options.lr,
         "batch_size": options.batch_size,
-        "recording": [recording.change, recording.every, recording.check_every],
+        "precision": options.precision,
+        "recording": describe([recording.change, recording.every, recording.check_every]),
+        "runs": len(starts),
+        "initial weights": fingerprint(weights.values()),
+        "random order": describe(generators),
     }
-    chunk = chunk_near_caches(inputs, len(starts)) if place.type == "cpu" else None
-    loop = Loop(
-        engine=Engine(trainable, sample_loss, stacked, chunk),
-        samples=Samples(inputs, targets, place, shuffles),
+    return Loop(
+        engine=Engine(
+            trainable,
+            loss if exact is trainable else loss_in(loss, dtype, place),
+            stacked,
+            chunk,
+        ),
+        samples=Samples(
+            converted(inputs, inputs.device, dtype),
+            converted(targets, targets.device, dtype),
+            place,
+            generators,
+            options.batch_size,
+        ),
         weights=weights,
         optimizer=options.make_optimizer(weights),
         n_steps=options.n_steps,
@@ -84,38 +196,19 @@ def run_all(
         change=recording.change,
         every=every,
         check_every=check_every,
-        identity=configuration
-        | {
-            "runs": len(starts),
-            "initial weights": _digest(weights.values()),
-            "random order": [shuffle.state()["generator"] for shuffle in shuffles or []],
-        },
+        bound=options.divergence_bound,
+        identity=identity,
+        seeds=[operator.index(s) if isinstance(s, int | np.integer) else None for s in seeds],
+        comparison=comparison,
     )
-    with (
-        progress_bar(options.n_steps, show=options.progress) as advance,
-        differentiable_attention(),
-    ):
-        loop.run(
-            folder=None if options.checkpoint is None else Path(options.checkpoint),
-            checkpoint_every=options.checkpoint_every,
-            max_seconds=options.max_seconds,
-            callback=options.callback,
-            advance=advance,
-        )
-    configuration |= {
-        "n_steps": options.n_steps,
-        "device": str(place),
-        "ranks": world()[1],
-        "dynalyze": dynalyze.__version__,
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-    }
-    results = [
-        _result(loop, run, start, options, configuration) for run, start in enumerate(starts)
-    ]
-    if take():
-        results = [_interrupted_at_its_end(result) for result in results]
-    return tuple(results)
+
+
+def _seeds(rngs: Seeds, found: Checkpoint | None) -> Seeds:
+    """What the caller gave, or the seeds of the checkpoint, or those that rank 0 draws now."""
+    kept = found.state.get("seeds", []) if found is not None else []
+    drawn = of_first_rank([secrets.randbits(128) for _ in rngs])
+    drawn[: len(kept)] = [d if k is None else int(k) for d, k in zip(drawn, kept, strict=False)]
+    return [seed if rng is None else rng for rng, seed in zip(rngs, drawn, strict=False)]
 
 
 def _result(
@@ -126,10 +219,6 @@ def _result(
     configuration: dict[str, Any],
 ) -> TrainingRun:
     records, lr, trainable = loop.records[run], options.lr, loop.engine.trainable
-    if not records.steps:
-        raise InvalidInputError(
-            f"the loss is not finite at the initial weights of run {run}: check data and init"
-        )
     rises = int(loop.rises[run])
     status: str = loop.status
     message = {
@@ -140,20 +229,28 @@ def _result(
         "interrupted": f"interrupted after {loop.step} steps: call again with the same "
         "checkpoint folder to go on",
     }.get(status, "")
-    if run in loop.diverged_at:
+    if loop.diverged_at.get(run) == 0:
+        status = "diverged"
+        message = f"the loss is not finite at the initial weights of run {run}: check init"
+        warn(message, DynalyzeWarning)
+    elif run in loop.diverged_at:
         status = "diverged"
         message = (
-            f"the loss exceeded 100 times its start, or became NaN, by step "
+            f"the loss exceeded 100 times its start, or is not finite, by step "
             f"{loop.diverged_at[run]}: lr={lr:g} is too large; try {lr / 4:g}"
         )
+        warn(message, LearningRateWarning)
     elif options.optimizer == "gd" and rises > _TOLERATED_RISES * loop.step:
         message += (
             f"; the loss rose at {rises} of {loop.step} steps: lr={lr:g} is at the edge of "
             f"stability, and the run does not follow the gradient flow; try {lr / 4:g}"
         )
         warn(message, LearningRateWarning)
-    if status == "diverged":
-        warn(message, LearningRateWarning)
+    if loop.comparison is not None:
+        message += f"; {loop.comparison.summary(run)}"
+        steps, errors = loop.comparison.errors(run)
+        looks = {"steps": steps.tolist(), "relative": errors.tolist()}
+        configuration = {**configuration, "gradient_errors": looks}
     final = {
         name: value.detach().cpu().numpy()[(run,) if loop.engine.stacked else ()].copy()
         for name, value in loop.final_weights().items()
@@ -191,18 +288,3 @@ def _starting_weights(
     if not stacked:
         weights = {name: value[0] for name, value in weights.items()}
     return {name: value.clone().requires_grad_() for name, value in weights.items()}
-
-
-def _fixed(trainable: Trainable) -> list[torch.Tensor]:
-    """What the module holds besides the weights that train."""
-    trained = {name for pair in trainable.pairs for name in pair}
-    held = trainable.model.module.state_dict()
-    return [value for name, value in held.items() if name not in trained]
-
-
-def _digest(tensors: Iterable[torch.Tensor]) -> str:
-    digest = hashlib.sha256()
-    for tensor in tensors:
-        digest.update(str((tuple(tensor.shape), tensor.dtype)).encode())
-        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()

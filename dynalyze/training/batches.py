@@ -1,6 +1,5 @@
 """The samples of each step, the same for every rank and every resumed run."""
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -9,40 +8,6 @@ from dynalyze._collectives import share
 from dynalyze._torch import torch
 from dynalyze._typing import IntArray
 from dynalyze.training.checkpoints import random_state, restore_random_state
-
-
-@dataclass
-class Shuffle:
-    """Order in which one run of SGD goes through the samples: a new permutation every epoch."""
-
-    n_samples: int
-    batch_size: int
-    generator: np.random.Generator
-    order: IntArray  # (n_samples,), or empty before the first epoch
-    position: int = 0
-
-    def next_batch(self) -> IntArray:
-        """Indices of the next batch; the last one of an epoch may be shorter."""
-        if self.position >= len(self.order):
-            self.order = self.generator.permutation(self.n_samples)
-            self.position = 0
-        batch = self.order[self.position : self.position + self.batch_size]
-        self.position += self.batch_size
-        return batch
-
-    def state(self) -> dict[str, Any]:
-        """State for a checkpoint's JSON."""
-        return {
-            "position": self.position,
-            "order": self.order.tolist(),
-            "generator": random_state(self.generator),
-        }
-
-    def restore(self, state: dict[str, Any]) -> None:
-        """Go on from `state`."""
-        self.position = int(state["position"])
-        self.order = np.array(state["order"], dtype=np.int64)
-        self.generator = restore_random_state(state["generator"])
 
 
 class Samples:
@@ -54,8 +19,11 @@ class Samples:
         All samples, on the CPU.
     device : torch.device
         Where they are used.
-    shuffles : list of Shuffle, or None
-        One for each run of SGD; None takes all samples at every step.
+    generators : list of numpy.random.Generator
+        One for each run that goes through the samples in batches, in a new order every epoch;
+        if there are none, all samples are taken at every step.
+    batch_size : int, optional
+        Samples of a step; the last one of an epoch may have fewer.
     """
 
     def __init__(
@@ -63,18 +31,24 @@ class Samples:
         inputs: torch.Tensor,
         targets: torch.Tensor,
         device: torch.device,
-        shuffles: list[Shuffle] | None,
+        generators: list[np.random.Generator],
+        batch_size: int | None,
     ) -> None:
         self.n_samples = len(inputs)
-        self.shuffles = shuffles
-        # Full batches need this rank's share only; of a random batch any sample may be ours.
-        mine = share(self.n_samples) if shuffles is None else slice(None)
-        self._inputs, self._targets = inputs[mine].to(device), targets[mine].to(device)
+        self.full_batch = not generators
         self._share = share(self.n_samples)
+        # Full batches need this rank's share only; of a random batch any sample may be ours.
+        mine = self._share if self.full_batch else slice(None)
+        self._inputs, self._targets = inputs[mine].to(device), targets[mine].to(device)
+        self._batch_size = batch_size or self.n_samples
+        self._generators = generators
+        self._orders: IntArray = np.zeros((len(generators), 0), dtype=np.int64)
+        self._on_device: torch.Tensor | None = None  # the orders, (n_runs, n_samples)
+        self._position = 0
 
     def whole(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Share of this rank in all samples, shape (n_mine, ...)."""
-        if self.shuffles is None:
+        if self.full_batch:
             return self._inputs, self._targets
         return self._inputs[self._share], self._targets[self._share]
 
@@ -83,11 +57,33 @@ class Samples:
 
         With `stacked`, each run has a batch of its own and the shape is (n_runs, n_mine, ...).
         """
-        if self.shuffles is None:
+        if self.full_batch:
             return self._inputs, self._targets, self.n_samples
-        batches = [shuffle.next_batch() for shuffle in self.shuffles]
-        size = len(batches[0])
-        indices = torch.from_numpy(np.stack(batches)[:, share(size)]).to(self._inputs.device)
+        if self._position >= self._orders.shape[1]:
+            orders = [generator.permutation(self.n_samples) for generator in self._generators]
+            self._orders, self._position, self._on_device = np.stack(orders), 0, None
+        if self._on_device is None:
+            # Once per epoch: a copy at every step would wait for the device.
+            self._on_device = torch.from_numpy(self._orders).to(self._inputs.device)
+        start = self._position
+        size = min(self._batch_size, self.n_samples - start)
+        mine = share(size)
+        indices = self._on_device[:, start + mine.start : start + mine.stop]
+        self._position += size
         if not stacked:
             indices = indices[0]
         return self._inputs[indices], self._targets[indices], size
+
+    def state(self) -> dict[str, Any]:
+        """State of the random order for a checkpoint's JSON."""
+        return {
+            "position": self._position,
+            "orders": self._orders.tolist(),
+            "generators": [random_state(generator) for generator in self._generators],
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from `state`."""
+        self._position, self._on_device = int(state["position"]), None
+        self._orders = np.array(state["orders"], dtype=np.int64)
+        self._generators = [restore_random_state(one) for one in state["generators"]]

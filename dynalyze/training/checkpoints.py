@@ -2,15 +2,18 @@
 
 A checkpoint is a folder ``step-000001000`` with two files, ``tensors.safetensors`` and
 ``state.json``. It is written beside its final name and renamed, so that a run that is killed
-leaves the last complete checkpoint behind; the JSON holds a digest of the tensors, so that a
-damaged one is refused.
+leaves the last complete checkpoint behind; the JSON is stamped, and holds digests of itself and
+of the tensors, so that a damaged or edited one is refused. Folders without the stamp are other
+people's, whatever their names: they are neither read nor removed.
 """
 
 import hashlib
 import json
 import os
+import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -22,8 +25,11 @@ import dynalyze
 from dynalyze._torch import torch
 from dynalyze.errors import InvalidInputError, MissingDependencyError, SavedFileError
 
-FORMAT = 1
-_TENSORS, _STATE = "tensors.safetensors", "state.json"
+FORMAT = 2
+_STAMP = "dynalyze checkpoint"
+TENSORS, _STATE = "tensors.safetensors", "state.json"
+_FINAL = re.compile(r"step-(\d{9,})")
+_TEMPORARY = re.compile(r"\.(step-\d{9,}|initial)\.\d+")
 
 
 @dataclass(frozen=True)
@@ -34,6 +40,7 @@ class Checkpoint:
     step: int
     tensors: dict[str, torch.Tensor]  # on the CPU
     state: dict[str, Any]  # what was given, after a round trip through JSON
+    digest: str  # of all that was saved
 
 
 def save_checkpoint(
@@ -63,50 +70,50 @@ def save_checkpoint(
     -------
     Path
         The checkpoint's folder.
+
+    Raises
+    ------
+    InvalidInputError
+        If `keep` is below 1, or a folder that is no checkpoint has the checkpoint's name.
     """
     if keep < 1:
         raise InvalidInputError(f"keep={keep} must be at least 1")
-    save_file = safetensors_for_torch().save_file
     parent = Path(folder)
-    parent.mkdir(parents=True, exist_ok=True)
     final = parent / f"step-{step:09d}"
-    temporary = parent / f".{final.name}.{os.getpid()}"
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir()
-    try:
-        # Storage shared between tensors is refused by the format: each is written on its own.
-        save_file(
-            {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()},
-            temporary / _TENSORS,
+    if final.exists() and not _is_stamped(final):
+        raise InvalidInputError(
+            f"{final} is no checkpoint, and stands where one must be written: move it, or give "
+            "another folder"
         )
-        header = {
+    with written_aside(parent, final.name) as temporary:
+        write_tensors(temporary / TENSORS, tensors)
+        header: dict[str, Any] = {
+            "kind": _STAMP,
             "format": FORMAT,
             "dynalyze_version": dynalyze.__version__,
             "torch_version": torch.__version__,
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
             "step": int(step),
-            "digest": _digest(temporary / _TENSORS),
-            "state": dict(state),
+            "tensors": _file_digest(temporary / TENSORS),
+            "state": as_json(state),
         }
+        header["digest"] = _digest(header)
         with (temporary / _STATE).open("w", encoding="utf-8") as file:
             json.dump(header, file, ensure_ascii=False)
             file.flush()
             os.fsync(file.fileno())
         if final.exists():
-            shutil.rmtree(final)
+            _remove(final)
         temporary.rename(final)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
-    for old in _complete(parent)[:-keep]:
-        shutil.rmtree(old)
+    for old in [place for _, place in _checkpoints(parent) if _is_stamped(place)][:-keep]:
+        _remove(old)
     return final
 
 
 def latest_checkpoint(folder: str | os.PathLike[str]) -> Path | None:
     """The checkpoint with the most steps in `folder`; None if there is none."""
-    complete = _complete(Path(folder))
-    return complete[-1] if complete else None
+    found = _checkpoints(Path(folder))
+    return found[-1][1] if found else None
 
 
 def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
@@ -115,12 +122,12 @@ def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     Raises
     ------
     SavedFileError
-        If a file is missing, truncated, damaged, or of a newer format.
+        If a file is missing, truncated, damaged, edited, or of another format.
     FileNotFoundError
         If there is no checkpoint at `path`.
     """
     given = Path(path)
-    place = latest_checkpoint(given) if not given.name.startswith("step-") else given
+    place = given if _FINAL.fullmatch(given.name) else latest_checkpoint(given)
     if place is None or not place.is_dir():
         raise FileNotFoundError(
             f"there is no checkpoint in {given}: give a folder that training wrote to"
@@ -128,27 +135,66 @@ def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     load_file = safetensors_for_torch().load_file
     try:
         header = json.loads((place / _STATE).read_text(encoding="utf-8"))
-        found, digest, step = header["format"], header["digest"], int(header["step"])
-        state = dict(header["state"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        found, version = header["format"], header["dynalyze_version"]
+        if found == FORMAT:
+            digest = header.pop("digest")
+            if header["kind"] != _STAMP or _digest(header) != digest:
+                raise ValueError("its contents differ from what was written")
+            expected, step, state = header["tensors"], int(header["step"]), dict(header["state"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise _damaged(place, _STATE, error) from error
-    if found > FORMAT:
+    if found != FORMAT:
         raise SavedFileError(
-            f"{place} was written by dynalyze {header.get('dynalyze_version')} in format {found}; "
-            f"this version, {dynalyze.__version__}, reads formats up to {FORMAT}: upgrade dynalyze"
+            f"{place} was written by dynalyze {version} in format {found}; this version, "
+            f"{dynalyze.__version__}, reads format {FORMAT}: "
+            "upgrade dynalyze, or begin anew in another folder"
         )
     try:
-        if _digest(place / _TENSORS) != digest:
+        if _file_digest(place / TENSORS) != expected:
             raise ValueError("its contents differ from what was written")
-        tensors = load_file(place / _TENSORS)
+        tensors = load_file(place / TENSORS)
     except Exception as error:  # safetensors raises errors of its own
-        raise _damaged(place, _TENSORS, error) from error
-    return Checkpoint(place, step, tensors, state)
+        raise _damaged(place, TENSORS, error) from error
+    return Checkpoint(place, step, tensors, state, digest)
+
+
+@contextmanager
+def written_aside(parent: Path, name: str) -> Iterator[Path]:
+    """A new folder in `parent`, to be renamed once it is complete; removed if it is not."""
+    parent.mkdir(parents=True, exist_ok=True)
+    temporary = parent / f".{name}.{os.getpid()}"
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir()
+    try:
+        yield temporary
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what processes that were killed were about to write into `folder`, or to remove.
+
+    Only folders that hold nothing but files of a checkpoint are theirs.
+    """
+    for place in folder.iterdir():
+        named = _TEMPORARY.fullmatch(place.name) and place.is_dir() and not place.is_symlink()
+        if named and {file.name for file in place.iterdir()} <= {TENSORS, _STATE}:
+            shutil.rmtree(place)
+
+
+def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Write tensors to a safetensors file, in this order.
+
+    Storage that tensors share is refused by the format: each is written on its own.
+    """
+    safetensors_for_torch().save_file(
+        {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}, path
+    )
 
 
 def random_state(generator: np.random.Generator) -> dict[str, Any]:
     """State of a NumPy generator, ready for JSON."""
-    state: dict[str, Any] = json.loads(json.dumps(generator.bit_generator.state, default=_plain))
+    state: dict[str, Any] = as_json(generator.bit_generator.state)
     return state
 
 
@@ -169,26 +215,14 @@ def restore_random_state(state: Mapping[str, Any]) -> np.random.Generator:
     return np.random.Generator(bits)
 
 
-def _plain(value: Any) -> Any:
-    if isinstance(value, np.ndarray | np.generic):
-        return value.tolist()
-    raise TypeError(f"{type(value).__name__} cannot be written as JSON")
+def as_json(value: Any) -> Any:
+    """`value` after a round trip through JSON: tuples become lists, NumPy's numbers Python's."""
+    return json.loads(json.dumps(value, default=_plain))
 
 
-def _complete(parent: Path) -> list[Path]:
-    return sorted(parent.glob("step-*")) if parent.is_dir() else []
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _damaged(place: Path, name: str, error: Exception) -> SavedFileError:
-    return SavedFileError(
-        f"{place / name} cannot be read: it is missing, truncated or damaged ({error}). Remove "
-        f"the folder {place.name} to go on from the checkpoint before it"
-    )
+def as_text(value: Any) -> bytes:
+    """Canonical JSON of `value`."""
+    return json.dumps(value, sort_keys=True, default=_plain).encode()
 
 
 def safetensors_for_torch() -> Any:
@@ -200,3 +234,52 @@ def safetensors_for_torch() -> Any:
             'checkpoints need safetensors: pip install "dynalyze[torch]"'
         ) from error
     return safetensors.torch
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, np.ndarray | np.generic):
+        return value.tolist()
+    raise TypeError(f"{type(value).__name__} cannot be written as JSON")
+
+
+def _checkpoints(parent: Path) -> list[tuple[int, Path]]:
+    """Steps and folders of what are checkpoints by their names and files, damaged ones included."""
+    found = []
+    for place in parent.iterdir() if parent.is_dir() else ():
+        named = _FINAL.fullmatch(place.name)
+        if named and any((place / file).is_file() for file in (TENSORS, _STATE)):
+            found.append((int(named[1]), place))
+    return sorted(found)
+
+
+def _is_stamped(place: Path) -> bool:
+    """Whether `place` holds a checkpoint that this library wrote."""
+    try:
+        header = json.loads((place / _STATE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(header, dict) and header.get("kind") == _STAMP
+
+
+def _remove(place: Path) -> None:
+    """Remove a checkpoint; a kill in between leaves what `remove_leftovers` removes."""
+    aside = place.with_name(f".{place.name}.{os.getpid()}0")
+    shutil.rmtree(aside, ignore_errors=True)
+    place.rename(aside)
+    shutil.rmtree(aside)
+
+
+def _digest(header: Mapping[str, Any]) -> str:
+    return hashlib.sha256(as_text(header)).hexdigest()
+
+
+def _file_digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _damaged(place: Path, name: str, error: Exception) -> SavedFileError:
+    return SavedFileError(
+        f"{place / name} cannot be read: it is missing, truncated or damaged ({error}). Remove "
+        f"the folder {place.name} to go on from the checkpoint before it"
+    )

@@ -9,12 +9,15 @@ import gc
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 
 from dynalyze._collectives import world
 from dynalyze._torch import torch
 from dynalyze.errors import InvalidInputError
 
+# What `process_group` chose, within its block.
+_CHOSEN: ContextVar[torch.device | None] = ContextVar("device of the process group", default=None)
 _FROM_TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 
 
@@ -39,8 +42,9 @@ def process_group(*, device: str = "auto") -> Iterator[Process]:
     Parameters
     ----------
     device : {"auto", "cpu", "cuda"}
-        ``"cuda"`` takes one GPU per process and NCCL, ``"cpu"`` gloo; ``"auto"`` takes GPUs
-        where this machine has one for each of its processes.
+        ``"cuda"`` takes one GPU per process, and sums by NCCL on it and by gloo on the CPU, where
+        models are that were not moved; ``"cpu"`` takes gloo alone; ``"auto"`` takes GPUs where
+        this machine has one for each of its processes.
 
     Yields
     ------
@@ -73,12 +77,36 @@ def process_group(*, device: str = "auto") -> Iterator[Process]:
         )
     on_gpu = device == "cuda" or (device == "auto" and gpus >= local_size)
     place = torch.device("cuda", local_rank) if on_gpu else torch.device("cpu")
-    if not all(name in os.environ for name in _FROM_TORCHRUN):
-        yield Process(0, 1, place)
-        return
-    if on_gpu:
+    chosen = _CHOSEN.set(place)
+    try:
+        if all(name in os.environ for name in _FROM_TORCHRUN):
+            with _joined(place) as process:
+                yield process
+        else:
+            yield Process(0, 1, place)
+    finally:
+        _CHOSEN.reset(chosen)
+
+
+def default_device() -> torch.device:
+    """Where this process computes: what `process_group` chose, or a GPU of its own, or the CPU."""
+    chosen = _CHOSEN.get()
+    if chosen is not None:
+        return chosen
+    on_gpu = torch.cuda.is_available()
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        on_gpu = on_gpu and "nccl" in torch.distributed.get_backend_config()
+    if not on_gpu:
+        return torch.device("cpu")
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+
+
+@contextmanager
+def _joined(place: torch.device) -> Iterator[Process]:
+    """Join torchrun's processes, with a backend for tensors at `place` and on the CPU."""
+    if place.type == "cuda":
         torch.cuda.set_device(place)
-    torch.distributed.init_process_group("nccl" if on_gpu else "gloo")
+    torch.distributed.init_process_group("cpu:gloo,cuda:nccl" if place.type == "cuda" else "gloo")
     try:
         yield Process(*world(), place)
         # Leaving together, with nothing of the group alive, keeps gloo's threads from aborting.

@@ -136,4 +136,4 @@ def _over_ranks(tensors: list[torch.Tensor]) -> list[torch.Tensor]:
         return tensors
     flat = all_reduce(torch.cat([tensor.reshape(-1) for tensor in tensors]))
     parts = torch.split(flat, [tensor.numel() for tensor in tensors])
-    return [part.view_as(tensor) for part, tensor in zip(parts, tensors, strict=True)]
+    return [part.view_as(t).to(t.dtype) for part, t in zip(parts, tensors, strict=True)]

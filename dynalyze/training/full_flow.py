@@ -118,17 +118,25 @@ def simulate_full(
     if not 0 < until < np.inf:
         raise InvalidInputError(f"until={until} must be a positive flow time")
     trainable = as_trainable(head)
-    inputs, targets, sample_loss = checked_samples(trainable, data, loss)
-    engine = Engine(trainable, sample_loss, False, chunk_near_caches(inputs, 1))
+    samples = checked_samples(trainable, data, loss)
+    place, sample_loss = trainable.model.device, samples[2]
+    inputs, targets = (part.to(place) for part in samples[:2])
+    engine = Engine(
+        trainable,
+        sample_loss,
+        stacked=False,
+        chunk=chunk_near_caches(inputs, 1) if place.type == "cpu" else None,
+    )
     weights = trainable.initial_weights(init, graded=True)
     grading = Grading(weights, head.matrix_products)
     shapes = {name: value.shape for name, value in weights.items()}
 
     def pack(parts: Iterable[torch.Tensor]) -> FloatArray:
-        return torch.cat([part.reshape(-1) for part in parts]).numpy()
+        return torch.cat([part.reshape(-1) for part in parts]).cpu().numpy()
 
     def unpack(y: FloatArray) -> Weights:
-        parts = torch.split(torch.from_numpy(y.copy()), [s.numel() for s in shapes.values()])
+        whole = torch.from_numpy(y.copy()).to(place)
+        parts = torch.split(whole, [s.numel() for s in shapes.values()])
         named = zip(shapes.items(), parts, strict=True)
         return {name: part.view(shape) for (name, shape), part in named}
 
@@ -145,7 +153,7 @@ def simulate_full(
 
     def record(weights: Weights) -> None:
         with torch.no_grad():
-            observed.append(trainable.observe(weights))
+            observed.append(trainable.observe(weights).cpu())
         losses.append(engine.losses(weights, inputs, targets, len(inputs)).item())
 
     with differentiable_attention():
@@ -174,7 +182,7 @@ def simulate_full(
         losses=np.array(losses),
         init=init,
         product_names=trainable.product_names,
-        weights={name: w.numpy() for name, w in grading.undo(weights).items()},
+        weights={name: w.cpu().numpy() for name, w in grading.undo(weights).items()},
         nfev=nfev,
         configuration={"method": method, "rtol": rtol},
     )

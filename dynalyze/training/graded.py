@@ -72,7 +72,7 @@ class Grading:
             for a, b in self._pairs:
                 rows, columns = weights[a].shape[-2:]
                 stacked = torch.cat([weights[a], weights[b]], -2).reshape(-1, 2 * rows, columns)
-                results = [grade(one) for one in stacked.cpu().numpy()]
+                results = [_graded_if_finite(one) for one in stacked.cpu().numpy()]
                 graded = torch.from_numpy(np.stack([one for one, _ in results]))
                 turns = torch.from_numpy(np.stack([turn for _, turn in results]))
                 graded = graded.reshape(*weights[a].shape[:-2], 2 * rows, columns)
@@ -88,3 +88,8 @@ class Grading:
             for a, b in self._pairs:
                 own |= {name: weights[name] @ self.rotations[a].mT for name in (a, b)}
         return own
+
+
+def _graded_if_finite(stacked: FloatArray) -> tuple[FloatArray, FloatArray]:
+    # A run that has diverged must not end the others.
+    return grade(stacked) if np.isfinite(stacked).all() else (stacked, np.eye(stacked.shape[1]))

@@ -11,9 +11,11 @@ from dynalyze._interrupts import interruptible, take
 from dynalyze._torch import torch
 from dynalyze.errors import InvalidInputError
 from dynalyze.training.batches import Samples
-from dynalyze.training.checkpoints import latest_checkpoint, load_checkpoint, save_checkpoint
+from dynalyze.training.checkpoints import Checkpoint, save_checkpoint
 from dynalyze.training.engine import Engine
 from dynalyze.training.graded import Grading
+from dynalyze.training.identity import check_same_run
+from dynalyze.training.precision import Comparison
 from dynalyze.training.recording import Records
 from dynalyze.training.trainable import Weights
 
@@ -23,9 +25,6 @@ Callback = Callable[[int, torch.Tensor], bool | None]
 
 # At a stable learning rate no column grows by much in so many steps.
 _STEPS_PER_GRADING = 10
-# A loss this many times the initial one is no fluctuation: small weights start near the plateau
-# of θ = 0, which gradient descent only leaves downwards.
-_DIVERGED = 100.0
 
 
 @dataclass
@@ -40,8 +39,11 @@ class Loop:
     change: float  # of a recorded quantity since the last record, that calls for another
     every: int
     check_every: int
+    bound: Callable[[torch.Tensor], torch.Tensor]  # from initial losses to those of divergence
     identity: Mapping[str, Any]  # what a run that goes on must have in common with its checkpoint
+    seeds: list[int | None]  # of the random order, one per run, where the library drew it
     grading: Grading | None = None  # of full weights at the smallest scales
+    comparison: Comparison | None = None  # of gradients in lower precision
     step: int = 0
     status: Status = "finished"
     records: list[Records] = field(default_factory=list)  # one per run
@@ -55,10 +57,9 @@ class Loop:
         infinite = torch.full((n_runs,), torch.inf, dtype=torch.float64, device=self._device)
         self._initial, self._previous = infinite, infinite
         self.rises = torch.zeros(n_runs, dtype=torch.int64, device=self._device)
-
-    @property
-    def _full_batch(self) -> bool:
-        return self.samples.shuffles is None
+        # A rise within rounding is none, also where the loss has come down to it.
+        precision = next(iter(self.weights.values())).dtype
+        self._rounding = 4500 * torch.finfo(precision).eps
 
     @property
     def _device(self) -> torch.device:
@@ -73,10 +74,8 @@ class Loop:
         callback: Callback | None,
         advance: Callable[[int], object],
     ) -> None:
-        """Train to the end, from the latest checkpoint in `folder` if there is one."""
-        if folder is not None and latest_checkpoint(folder) is not None:
-            self._restore(folder)
-            advance(self.step)
+        """Train to the end."""
+        advance(self.step)
         started = time.monotonic()
         with interruptible():
             while self.step < self.n_steps and len(self.diverged_at) < len(self.records):
@@ -85,14 +84,13 @@ class Loop:
                 if folder is not None and self.step % checkpoint_every == 0:
                     self._save(folder)
                 if self.step % self.check_every == 0:
+                    interrupted = take()
                     late = max_seconds is not None and time.monotonic() - started > max_seconds
-                    if self._any_rank(take()):
-                        self.status = "interrupted"
-                    elif max_seconds is not None and self._any_rank(late):
-                        self.status = "max_seconds"
-                    elif callback is not None and callback(self.step, losses):
-                        self.status = "callback"
-                    if self.status != "finished":
+                    told = callback is not None and bool(callback(self.step, losses))
+                    stop = self._on_any_rank([interrupted, late, told])
+                    reasons: tuple[Status, ...] = ("interrupted", "max_seconds", "callback")
+                    if any(stop):
+                        self.status = reasons[stop.index(True)]
                         break
         if folder is not None:
             # Before the closing record, which a run that goes on does not make here.
@@ -107,16 +105,18 @@ class Loop:
         """Record what the schedule asks for, then make one optimizer step."""
         if self.grading is not None and self.step % _STEPS_PER_GRADING == 0:
             self.grading.grade(self.weights)
+        if self.comparison is not None:
+            self.comparison.look(self.step, self.weights, self.engine, self.samples)
         inputs, targets, size = self.samples.next_batch(self.engine.stacked)
+        shared = self.samples.full_batch or not self.engine.stacked
         losses = self.engine.losses_and_gradients(
-            self.weights, inputs, targets, size, shared=self._full_batch or not self.engine.stacked
+            self.weights, inputs, targets, size, shared=shared
         )
         losses = losses.reshape(len(self.records))
         if self.step == 0:
-            self._initial = losses
-        if self._full_batch:
-            # A rise within rounding is none, also where the loss has come down to it.
-            self.rises += losses > self._previous + 1e-12 * self._initial
+            self._initial = losses if self.samples.full_batch else self._whole_losses()
+        if self.samples.full_batch:
+            self.rises += losses > self._previous + self._rounding * self._initial.abs()
             self._previous = losses
         if self.step % self.check_every == 0:
             self._watch(losses)
@@ -128,34 +128,46 @@ class Loop:
         """Make the records that are due, and note the runs that diverge."""
         observed = self._observe()
         moved = (observed - self._last).abs().amax(1)
-        due = (moved >= self.change).tolist()
-        bad = ~(losses <= _DIVERGED * self._initial)  # NaN included
-        for run, is_bad in enumerate(bad.tolist()):
-            if is_bad and run not in self.diverged_at:
-                self.diverged_at[run] = self.step
+        # One look at the device for both.
+        due, suspect = torch.stack([moved >= self.change, self._beyond(losses)]).tolist()
+        whole = losses if self.samples.full_batch else None
+        running = [run for run in range(len(self.records)) if run not in self.diverged_at]
+        if any(suspect[run] for run in running):
+            # A batch may be all outliers: what counts is the loss on all samples.
+            whole = self._whole_losses() if whole is None else whole
+            self._note_divergence(whole)
         wanted = [
             run
-            for run, records in enumerate(self.records)
-            if run not in self.diverged_at
-            and (due[run] or not records.steps or self.step - records.steps[-1] >= self.every)
+            for run in running
+            if not self.records[run].steps
+            or (
+                run not in self.diverged_at
+                and (due[run] or self.step - self.records[run].steps[-1] >= self.every)
+            )
         ]
         if wanted:
-            self._record(wanted, observed, losses if self._full_batch else self._whole_losses())
+            self._record(wanted, observed, self._whole_losses() if whole is None else whole)
 
     def _record(self, runs: list[int], observed: torch.Tensor, losses: torch.Tensor) -> None:
-        values = losses.tolist()
+        rows, values = observed.detach().cpu(), losses.tolist()
         for run in runs:
-            self.records[run].add(self.step, observed[run], values[run])
+            self.records[run].add(self.step, rows[run], values[run])
             self._last[run] = observed[run]
 
     def _record_end(self) -> None:
         losses = self._whole_losses()
-        bad = ~(losses <= _DIVERGED * self._initial)
-        for run, is_bad in enumerate(bad.tolist()):
-            if is_bad and run not in self.diverged_at and self.step > 0:
-                self.diverged_at[run] = self.step
+        if self.step > 0:
+            self._note_divergence(losses)
         sound = [run for run in range(len(self.records)) if run not in self.diverged_at]
         self._record(sound, self._observe(), losses)
+
+    def _beyond(self, losses: torch.Tensor) -> torch.Tensor:
+        return ~(losses <= self.bound(self._initial)) | ~losses.isfinite()
+
+    def _note_divergence(self, whole: torch.Tensor) -> None:
+        for run, is_bad in enumerate(self._beyond(whole).tolist()):
+            if is_bad:
+                self.diverged_at.setdefault(run, self.step)
 
     def _whole_losses(self) -> torch.Tensor:
         losses = self.engine.losses(self.weights, *self.samples.whole(), self.samples.n_samples)
@@ -166,11 +178,12 @@ class Loop:
             observed = self.engine.trainable.observe(self.weights)
         return observed if self.engine.stacked else observed[None]
 
-    def _any_rank(self, flag: bool) -> bool:
+    def _on_any_rank(self, flags: list[bool]) -> list[bool]:
         # Ranks must stop at the same step, or the others wait for them for ever.
         if world()[1] == 1:
-            return flag
-        return bool(all_reduce(torch.tensor([float(flag)], device=self._device)) > 0)
+            return flags
+        counts = torch.tensor(flags, dtype=torch.float64, device=self._device)
+        return [count > 0 for count in all_reduce(counts).tolist()]
 
     def _save(self, folder: Path) -> None:
         if world()[0] != 0:
@@ -179,7 +192,11 @@ class Loop:
         if self.grading is not None:
             tensors |= {f"rotation.{name}": q for name, q in self.grading.rotations.items()}
         for index, slot in self.optimizer.state_dict()["state"].items():
-            tensors |= {f"optimizer.{index}.{key}": value for key, value in slot.items()}
+            tensors |= {
+                f"optimizer.{index}.{key}": value
+                for key, value in slot.items()
+                if value is not None
+            }
         for run, records in enumerate(self.records):
             tensors |= records.tensors(f"records.{run}")
         tensors |= {
@@ -190,22 +207,17 @@ class Loop:
         }
         state = {
             "identity": dict(self.identity),
+            "seeds": self.seeds,
             "diverged_at": list(self.diverged_at.items()),
-            "shuffles": [shuffle.state() for shuffle in self.samples.shuffles or []],
+            "order": self.samples.state(),
             "chunk": self.engine.chunk,
+            "comparison": None if self.comparison is None else self.comparison.looks,
         }
         save_checkpoint(folder, self.step, tensors, state)
 
-    def _restore(self, folder: Path) -> None:
-        checkpoint = load_checkpoint(folder)
-        saved = checkpoint.state["identity"]
-        for key, value in self.identity.items():
-            if saved.get(key) != value:
-                raise InvalidInputError(
-                    f"the checkpoint {checkpoint.path} is of another run: {key} was "
-                    f"{saved.get(key)!r} and is now {value!r}. Give the same arguments to go on "
-                    "with it, or another folder to begin anew"
-                )
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Go on from a checkpoint of the same run."""
+        check_same_run(checkpoint, self.identity)
         if checkpoint.step > self.n_steps:
             raise InvalidInputError(
                 f"the checkpoint {checkpoint.path} has made {checkpoint.step} steps, and only "
@@ -231,10 +243,10 @@ class Loop:
         ]
         self._last, self._initial = tensors["last"], tensors["initial"]
         self._previous, self.rises = tensors["previous"], tensors["rises"]
-        self.diverged_at = {int(run): int(step) for run, step in checkpoint.state["diverged_at"]}
-        for shuffle, state in zip(
-            self.samples.shuffles or [], checkpoint.state["shuffles"], strict=True
-        ):
-            shuffle.restore(state)
-        self.engine.chunk = checkpoint.state["chunk"]
+        state = checkpoint.state
+        self.diverged_at = {int(run): int(step) for run, step in state["diverged_at"]}
+        self.samples.restore(state["order"])
+        self.engine.chunk = state["chunk"]
+        if self.comparison is not None:
+            self.comparison.looks = state["comparison"]
         self.step = checkpoint.step

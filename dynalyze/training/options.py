@@ -5,15 +5,19 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, TypedDict
 
+import numpy as np
+
 from dynalyze._torch import torch
 from dynalyze.errors import InvalidInputError
 from dynalyze.models.data import as_positive_int
+from dynalyze.models.torch_device import type_named
 from dynalyze.models.torch_loss import SampleLoss
 from dynalyze.training.loop import Callback
 from dynalyze.training.recording import Recording
 from dynalyze.training.trainable import Weights, flow_steps, flow_time_per_step
 
 OPTIMIZERS = ("gd", "sgd", "adam")
+_DIVERGED = 100.0
 
 
 class Keywords(TypedDict, total=False):
@@ -27,6 +31,7 @@ class Keywords(TypedDict, total=False):
     batch_size: int | None
     loss: str | SampleLoss
     recording: Recording | None
+    precision: str
     device: str | torch.device | None
     checkpoint: str | os.PathLike[str] | None
     checkpoint_every: int
@@ -47,6 +52,7 @@ class Options:
     batch_size: int | None = None
     loss: str | SampleLoss = "squared"
     recording: Recording | None = None
+    precision: str = "float64"
     device: str | torch.device | None = None
     checkpoint: str | os.PathLike[str] | None = None
     checkpoint_every: int = 1000
@@ -55,10 +61,18 @@ class Options:
     progress: bool = False
 
     def __post_init__(self) -> None:
-        flow_steps(self.steps, self.until, self._step)
-        as_positive_int(self.checkpoint_every, "checkpoint_every")
+        # NumPy's scalars are welcome; torch and JSON get Python's.
+        plain: dict[str, Any] = {
+            "optimizer_options": _plain(self.optimizer_options or {}),
+            "checkpoint_every": as_positive_int(self.checkpoint_every, "checkpoint_every"),
+        }
         if self.batch_size is not None:
-            as_positive_int(self.batch_size, "batch_size")
+            plain["batch_size"] = as_positive_int(self.batch_size, "batch_size")
+        for name, value in plain.items():
+            object.__setattr__(self, name, value)
+        flow_steps(self.steps, self.until, self._step)
+        object.__setattr__(self, "lr", float(self.lr))
+        type_named(self.precision)
         if self.optimizer not in OPTIMIZERS:
             raise InvalidInputError(
                 f"optimizer={self.optimizer!r} is not known: choose one of "
@@ -86,6 +100,20 @@ class Options:
         options = None if self.optimizer == "adam" else self.optimizer_options
         return flow_time_per_step(self.lr, options)
 
+    def divergence_bound(self, initial: torch.Tensor) -> torch.Tensor:
+        """Loss on all samples beyond which a run that began at `initial` diverges, by run.
+
+        Gradient descent leaves the plateau of small weights only downwards: a loss a hundred times
+        the initial one is no fluctuation. Losses that the caller gives may be shifted, negative
+        ones too. Adam's steps have the size of the learning rate whatever the gradient, so that a
+        loss near zero rises by any factor at first: there only infinity counts.
+        """
+        if self.optimizer == "adam":
+            return torch.full_like(initial, torch.inf)
+        if callable(self.loss):
+            return initial + _DIVERGED * initial.abs().clamp(min=1.0)
+        return _DIVERGED * initial
+
     def make_optimizer(self, weights: Weights) -> torch.optim.Optimizer:
         """The torch optimizer of `weights`, which are updated in place."""
         kind: Any = torch.optim.Adam if self.optimizer == "adam" else torch.optim.SGD
@@ -99,3 +127,13 @@ class Options:
                 f"({error})"
             ) from error
         return made
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, np.ndarray | np.generic):
+        return value.tolist()
+    if isinstance(value, Mapping):
+        return {key: _plain(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return tuple(map(_plain, value))
+    return value

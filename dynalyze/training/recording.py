@@ -53,11 +53,11 @@ class Records:
     losses: list[float] = field(default_factory=list)
 
     def add(self, step: int, observed: torch.Tensor, loss: float) -> None:
-        """Append a record, unless the step has one."""
+        """Append a record, unless the step has one; `observed` is on the CPU."""
         if self.steps and self.steps[-1] == step:
             return
         self.steps.append(step)
-        self.observed.append(observed.detach().cpu().clone())
+        self.observed.append(observed.clone())
         self.losses.append(loss)
 
     def tensors(self, prefix: str) -> dict[str, torch.Tensor]:

@@ -6,6 +6,7 @@ from typing import Any, Unpack
 
 import numpy as np
 
+from dynalyze._collectives import every_rank
 from dynalyze._torch import torch
 from dynalyze._typing import Data
 from dynalyze.errors import InvalidInputError
@@ -13,7 +14,7 @@ from dynalyze.flow.initialization import Initialization
 from dynalyze.models.torch_loss import SampleLoss
 from dynalyze.training.assemble import run_all
 from dynalyze.training.loop import Callback
-from dynalyze.training.options import Keywords, Options
+from dynalyze.training.options import Keywords
 from dynalyze.training.recording import Recording
 from dynalyze.training.training_run import TrainingRun
 
@@ -32,6 +33,7 @@ def train(
     loss: str | SampleLoss = "squared",
     recording: Recording | None = None,
     rng: np.random.Generator | int | None = None,
+    precision: str = "float64",
     device: str | torch.device | None = None,
     checkpoint: str | os.PathLike[str] | None = None,
     checkpoint_every: int = 1000,
@@ -39,11 +41,11 @@ def train(
     callback: Callback | None = None,
     progress: bool = False,
 ) -> TrainingRun:
-    """Train the product weights of a model in float64, from a small initialization.
+    """Train the product weights of a model from a small initialization.
 
     Only the weights that enter as products train. In a torchrun job (see
-    `dynalyze.training.distributed`) every rank calls it with the same arguments; the samples of
-    each step are divided among the ranks.
+    `dynalyze.training.distributed`) every rank calls it with the same arguments, which are
+    compared; the samples of each step are divided among the ranks.
 
     Parameters
     ----------
@@ -66,16 +68,23 @@ def train(
     batch_size : int, optional
         Samples per step of ``"sgd"`` and ``"adam"``; an epoch is one random order of all.
     loss : {"squared", "mse"} or callable
-        As for `TorchModel.bind`.
+        As for `TorchModel.bind`. A checkpoint knows a callable by its code and the values that it
+        refers to, or, if it has an attribute ``identity``, by that string alone.
     recording : Recording, optional
         When to record; by default densely at jumps.
     rng : numpy.random.Generator or int, optional
-        Source of the batches' order.
+        Source of the batches' order. By default a seed is drawn, on rank 0, and kept in the
+        checkpoint and in ``configuration["seeds"]``.
+    precision : {"float64", "float32"}
+        Of weights, gradients and samples; records are in float64. On most GPUs float32 is many
+        times as fast. At eleven points of the run its gradients are compared with those of
+        float64: `message` and ``configuration["gradient_errors"]`` tell the differences.
     device : str or torch.device, optional
         By default the model's own.
     checkpoint : str or path-like, optional
         Folder of checkpoints. If it holds some of the same run, the run goes on from the latest,
-        bit for bit as if it had not been interrupted; Ctrl-C saves one and returns.
+        bit for bit as if it had not been interrupted; Ctrl-C saves one and returns. One process
+        at a time may use it.
     checkpoint_every : int
         Steps between two checkpoints.
     max_seconds : float, optional
@@ -92,8 +101,10 @@ def train(
     Raises
     ------
     InvalidInputError
-        For arguments that do not fit, for a checkpoint of another run, or if the loss is not
-        finite at the start.
+        For arguments that do not fit or differ between the ranks, for a checkpoint of another
+        run, or if the loss is not finite at the start.
+    SavedFileError
+        If a checkpoint is damaged.
 
     Warns
     -----
@@ -112,7 +123,7 @@ def train(
     >>> run.status
     'finished'
     """
-    options = Options(
+    options = Keywords(
         lr=lr,
         steps=steps,
         until=until,
@@ -121,6 +132,7 @@ def train(
         batch_size=batch_size,
         loss=loss,
         recording=recording,
+        precision=precision,
         device=device,
         checkpoint=checkpoint,
         checkpoint_every=checkpoint_every,
@@ -142,8 +154,8 @@ def train_many(
 ) -> tuple[TrainingRun, ...]:
     """Train from many initializations at once (scales, seeds), batched on one device.
 
-    The runs are those of `train`, one by one, up to rounding; a run that diverges leaves the
-    others alone.
+    The runs are those of `train`, one by one, up to rounding; a run that diverges, or whose loss
+    is not finite at the start, leaves the others alone.
 
     Parameters
     ----------
@@ -155,7 +167,7 @@ def train_many(
         One for each run: sources of the batches' order.
     **options
         As for `train`: `lr`, `steps`, `until`, `optimizer`, `optimizer_options`, `batch_size`,
-        `loss`, `recording`, `device`, `checkpoint`, `checkpoint_every`, `max_seconds`,
+        `loss`, `recording`, `precision`, `device`, `checkpoint`, `checkpoint_every`, `max_seconds`,
         `callback`, `progress`.
 
     Returns
@@ -166,14 +178,16 @@ def train_many(
     Raises
     ------
     InvalidInputError
-        If there is no run, `rngs` is of another length, or for the reasons of `train`.
+        If there is no run, `rngs` is of another length, no run's loss is finite at the start, or
+        for the other reasons of `train`.
     """
     starts = list(inits)
-    if not starts:
-        raise InvalidInputError("inits is empty: give one Initialization for each run")
     generators = [None] * len(starts) if rngs is None else list(rngs)
-    if len(generators) != len(starts):
-        raise InvalidInputError(
-            f"rngs has {len(generators)} entries and inits {len(starts)}: give one for each run"
-        )
-    return run_all(model, data, starts, generators, Options(**options), stacked=True)
+    with every_rank():
+        if not starts:
+            raise InvalidInputError("inits is empty: give one Initialization for each run")
+        if len(generators) != len(starts):
+            raise InvalidInputError(
+                f"rngs has {len(generators)} entries and inits {len(starts)}: give one for each run"
+            )
+    return run_all(model, data, starts, generators, options, stacked=True)

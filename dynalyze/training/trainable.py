@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
@@ -13,14 +13,16 @@ from dynalyze._typing import Data
 from dynalyze.errors import InvalidInputError
 from dynalyze.flow.initialization import Initialization, check_initialization
 from dynalyze.models.attention_head import AttentionHead
+from dynalyze.models.data import as_positive_int
+from dynalyze.models.torch_device import private_copy
 from dynalyze.models.torch_loss import SampleLoss
 from dynalyze.models.torch_model import TorchModel
 from dynalyze.training.heads import DiagonalHead, FullHead
 
-# α² is the size of the first products: below this scale it leaves the range of float64.
-_SMALLEST_LOG10_ALPHA = -150.0
+# α² is the size of the first products: below this scale it leaves the range of the numbers.
+_SMALLEST_LOG10_ALPHA = {torch.float64: -150.0, torch.float32: -18.0}
 # Small singular directions lie in the entries of active ones, and above the rounding of these.
-_SMALLEST_LOG10_ALPHA_UNGRADED = -12.0
+_SMALLEST_LOG10_ALPHA_UNGRADED = {torch.float64: -12.0, torch.float32: -3.0}
 
 Weights = dict[str, torch.Tensor]
 """Trained parameters by name, each (*shape) or, for many runs at once, (n_runs, *shape)."""
@@ -35,27 +37,34 @@ class Trainable:
     shapes: tuple[torch.Size, ...]  # of one parameter of each pair
     matrices: bool  # products A Bᵀ, recorded by singular values, instead of u ⊙ v
     product_names: tuple[str, ...]  # of what is recorded
+    module: torch.nn.Module  # what is evaluated: that of `model`, or a copy in lower precision
+    dtype: torch.dtype = torch.float64  # of the weights that train
 
     def __call__(self, weights: Weights, inputs: torch.Tensor) -> torch.Tensor:
         """Output of the module with `weights` in place of its own."""
-        output: torch.Tensor = torch.func.functional_call(self.model.module, weights, (inputs,))
+        output: torch.Tensor = torch.func.functional_call(self.module, weights, (inputs,))
         return output
 
+    def in_precision(self, dtype: torch.dtype) -> "Trainable":
+        """The same with weights, module and inputs of `dtype`."""
+        module = private_copy(self.model.module, self.model.device, dtype)
+        return replace(self, module=module, dtype=dtype)
+
     def observe(self, weights: Weights) -> torch.Tensor:
-        """Products, or singular values of the matrix products; shape (..., n_recorded)."""
+        """Products, or singular values of the matrix products; float64, (..., n_recorded)."""
         parts = []
         for (u, v), shape in zip(self.pairs, self.shapes, strict=True):
+            a, b = weights[u].double(), weights[v].double()
             if self.matrices:
-                product = weights[u] @ weights[v].mT
-                parts.append(torch.linalg.svdvals(product)[..., : min(shape)])
+                parts.append(_singular_values(a @ b.mT)[..., : min(shape)])
             else:
-                product = weights[u] * weights[v]
+                product = a * b
                 parts.append(product.reshape(*product.shape[: product.ndim - len(shape)], -1))
         return torch.cat(parts, -1)
 
     def needs_grading(self, init: Initialization) -> bool:
         """Whether rounding would show, unless columns are graded (`dynalyze.training.graded`)."""
-        return self.matrices and init.log10_alpha < _SMALLEST_LOG10_ALPHA_UNGRADED
+        return self.matrices and init.log10_alpha < _SMALLEST_LOG10_ALPHA_UNGRADED[self.dtype]
 
     def initial_weights(self, init: Initialization, *, graded: bool = False) -> Weights:
         """α u0 and α v0, cut into the parameters; `graded` says that they will be graded by size.
@@ -73,14 +82,16 @@ class Trainable:
                 "give one for each"
             )
         ungraded = self.needs_grading(init) and not graded
-        least = _SMALLEST_LOG10_ALPHA_UNGRADED if ungraded else _SMALLEST_LOG10_ALPHA
+        limits = _SMALLEST_LOG10_ALPHA_UNGRADED if ungraded else _SMALLEST_LOG10_ALPHA
+        least = limits[self.dtype]
         if init.log10_alpha < least:
             reason = (
                 "rounding of the active directions would seed the others above it; plain "
-                "gradient descent can be followed there, optimizer='gd' or 'sgd' without options"
+                "gradient descent can be followed there in float64, optimizer='gd' or 'sgd' "
+                "without options"
                 if ungraded
-                else "the products α² would leave the range of float64; use dynalyze.simulate, "
-                "which works in log coordinates"
+                else f"the products α² would leave the range of {str(self.dtype)[6:]}; use "
+                "dynalyze.simulate, which works in log coordinates"
             )
             raise InvalidInputError(
                 f"log10_alpha={init.log10_alpha:g} is below {least:g}, where {reason}"
@@ -94,7 +105,7 @@ class Trainable:
         ):
             for name, values in ((name_u, u), (name_v, v)):
                 part = torch.from_numpy(values[start:stop].copy()).view(shape)
-                weights[name] = part.to(self.model.device)
+                weights[name] = part.to(self.model.device, self.dtype)
         return weights
 
     def own_initialization(self) -> Initialization:
@@ -164,10 +175,11 @@ def flow_steps(steps: int | None, until: float | None, lr: float) -> int:
         )
     if not (0 < lr < math.inf):
         raise InvalidInputError(f"lr={lr!r} must be a positive number")
-    count = math.ceil(until / lr - 1e-9) if until is not None else steps
-    if not isinstance(count, int) or isinstance(count, bool) or count < 1:
-        raise InvalidInputError(f"steps={steps!r}, until={until!r}: must be positive")
-    return count
+    if steps is not None:
+        return as_positive_int(steps, "steps")
+    if until is None or not (0 < until < math.inf):
+        raise InvalidInputError(f"until={until!r}: must be a positive flow time")
+    return max(1, math.ceil(until / lr - 1e-9))
 
 
 def _trainable(
@@ -175,4 +187,11 @@ def _trainable(
 ) -> Trainable:
     parameters = dict(model.module.named_parameters(remove_duplicate=False))
     shapes = tuple(parameters[u].shape for u, _ in pairs)
-    return Trainable(model, pairs, shapes, matrices, names)
+    return Trainable(model, pairs, shapes, matrices, names, model.module)
+
+
+def _singular_values(products: torch.Tensor) -> torch.Tensor:
+    """Singular values; NaN for matrices that are not finite, which LAPACK refuses for all."""
+    finite = products.isfinite().all(-1).all(-1)[..., None]
+    values: torch.Tensor = torch.linalg.svdvals(torch.where(finite[..., None], products, 0.0))
+    return torch.where(finite, values, torch.nan)

@@ -30,8 +30,8 @@ def start(log10_alpha=-2.0, n=2 * D, seed=1):
     [
         ({"steps": None}, "steps=None and until=None: give exactly one"),
         ({"until": 3.0}, "steps=5 and until=3.0: give exactly one"),
-        ({"steps": 0}, "steps=0, until=None: must be positive"),
-        ({"steps": None, "until": -1.0}, "until=-1.0: must be positive"),
+        ({"steps": 0}, "steps=0: must be a positive integer"),
+        ({"steps": None, "until": -1.0}, "until=-1.0: must be a positive flow time"),
         ({"lr": 0.0}, "lr=0.0 must be a positive number"),
         ({"lr": np.nan}, "lr=nan must be a positive number"),
         ({"optimizer": "lbfgs"}, "optimizer='lbfgs' is not known: choose one of 'gd', 'sgd'"),
@@ -143,7 +143,7 @@ def test_reading_outside_the_run():
     run = train(DiagonalHead(D), DATA, init=start(), lr=0.1, steps=10)
     with pytest.raises(InvalidInputError, match=r"t ranges over \[0.5, 2\], and the run over"):
         run.theta_at([0.5, 2.0])
-    with pytest.raises(InvalidInputError, match="threshold=-1 must be positive and finite"):
+    with pytest.raises(InvalidInputError, match=r"threshold=-1\.0 must be positive and finite"):
         run.crossings(-1)
 
 

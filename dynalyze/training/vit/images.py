@@ -11,10 +11,15 @@ import numpy as np
 from dynalyze._torch import torch
 from dynalyze._typing import FloatArray, IntArray
 from dynalyze.errors import SavedFileError
+from dynalyze.models.torch_data import fingerprint
 
 
 class Images(Protocol):
-    """Labelled images of one size."""
+    """Labelled images of one size.
+
+    An attribute ``identity``, a string, tells a checkpoint which images they are; without it they
+    are known by their other attributes.
+    """
 
     @property
     def labels(self) -> IntArray:
@@ -59,6 +64,12 @@ class ArrayImages:
         _, channels, height, width = self.images.shape
         return channels, height, width
 
+    @property
+    def identity(self) -> str:
+        """Hash of images, labels and padding, by which a checkpoint knows them."""
+        parts = self.images, torch.from_numpy(self.labels), torch.tensor(self.padding)
+        return fingerprint(parts)
+
     def load(self, indices: IntArray, rng: np.random.Generator | None, part: slice) -> torch.Tensor:
         """Images of ``indices[part]``; augmented if `rng` is given."""
         chosen = self.images[torch.from_numpy(indices[part])]
@@ -90,6 +101,13 @@ class FileImages:
     def shape(self) -> tuple[int, int, int]:
         """Channels, height and width of an image."""
         return 3, self.size, self.size
+
+    @property
+    def identity(self) -> str:
+        """Hash of the files' names and sizes, the labels and the size of the crop."""
+        files = [(f"{file.parent.name}/{file.name}", file.stat().st_size) for file in self.files]
+        names = np.frombuffer(repr((files, self.size)).encode(), dtype=np.uint8)
+        return fingerprint([torch.tensor(names), torch.from_numpy(self.labels)])
 
     def load(self, indices: IntArray, rng: np.random.Generator | None, part: slice) -> torch.Tensor:
         """Images of ``indices[part]``; augmented if `rng` is given."""

@@ -13,11 +13,11 @@ import dynalyze
 from dynalyze._collectives import all_reduce, world
 from dynalyze._interrupts import interruptible, take
 from dynalyze._torch import torch
-from dynalyze.errors import InvalidInputError
 from dynalyze.spectra.history import SpectraHistory
 from dynalyze.spectra.stored_weights import open_checkpoint
 from dynalyze.spectra.tracker import Tracker, track
-from dynalyze.training.checkpoints import latest_checkpoint
+from dynalyze.training.checkpoints import Checkpoint
+from dynalyze.training.identity import describe
 from dynalyze.training.progress import progress_bar
 from dynalyze.training.vit.images import Images, VisionData, batches, epoch_order
 from dynalyze.training.vit.model import VisionTransformer, ViTShape
@@ -25,8 +25,8 @@ from dynalyze.training.vit.options import ViTOptions
 from dynalyze.training.vit.run import ViTRun
 from dynalyze.training.vit.saving import (
     INITIAL,
+    checked_checkpoint,
     optimizer_tensors,
-    read_checkpoint,
     restore_optimizer,
     write_checkpoint,
     write_weights,
@@ -69,9 +69,6 @@ class Loop:
         self.rank, self.n_ranks = world()
         self.model = VisionTransformer(shape, scale=scale, seed=seed).to(device)
         self.forward: torch.nn.Module = self.model
-        if self.n_ranks > 1:
-            places = [device.index] if device.type == "cuda" else None
-            self.forward = torch.nn.parallel.DistributedDataParallel(self.model, device_ids=places)
         self.optimizer = options.make_optimizer(self.model)
         self.scaler = options.make_scaler(device)
         self.track_options = dict(track)
@@ -88,23 +85,28 @@ class Loop:
         self._deviation = torch.tensor(data.deviation, dtype=torch.float32, device=device)
         self._deviation = self._deviation.view(channels)
         self.identity = {
+            "kind": "train_vit",
             "data": f"{data.name}, {n_images} images",
+            "training images": describe(data.train),
+            "test images": describe(data.test),
+            "mean and deviation": describe([data.mean, data.deviation]),
             "augment": data.augment,
             "shape": asdict(shape),
             "options": asdict(options),
             "scale": scale,
             "seed": seed,
-            "track": self.track_options,
+            "track": describe(self.track_options),
         }
 
-    def begin(self, folder: Path | None) -> None:
-        """Start tracking, from the latest checkpoint in `folder` if there is one."""
-        reference = state = None
+    def begin(self, folder: Path | None, state: dict[str, Any] | None) -> None:
+        """Start tracking, from the `state` of a tracker if the run goes on."""
+        if self.n_ranks > 1:
+            places = [self.device.index] if self.device.type == "cuda" else None
+            self.forward = torch.nn.parallel.DistributedDataParallel(self.model, device_ids=places)
+        reference = None
         if folder is not None:
             reference = folder / INITIAL
-            if self._agreed_checkpoint(folder) is not None:
-                state = self._restore(folder)
-            elif self.rank == 0:
+            if state is None and self.rank == 0:
                 write_weights(reference, self.model)
         if self.rank == 0:
             start = None if reference is None else open_checkpoint(reference)
@@ -112,23 +114,9 @@ class Loop:
             if state is not None:
                 self.tracker.load_state_dict(state)
 
-    def _agreed_checkpoint(self, folder: Path) -> str | None:
-        """Name of the latest checkpoint, which every process must see."""
-        place = latest_checkpoint(folder)
-        mine = None if place is None else place.name
-        names = [mine]
-        if self.n_ranks > 1:
-            torch.distributed.broadcast_object_list(names, device=self.device)
-        if names[0] != mine:
-            raise InvalidInputError(
-                f"checkpoint={folder}: process 0 finds {names[0]} there and process {self.rank} "
-                f"finds {mine}; give a folder that all machines share."
-            )
-        return mine
-
-    def _restore(self, folder: Path) -> dict[str, Any]:
-        """Take over the latest checkpoint; returns the state of its tracker."""
-        saved = read_checkpoint(folder, self.identity)
+    def restore(self, checkpoint: Checkpoint) -> dict[str, Any]:
+        """Take over a checkpoint of the same run; returns the state of its tracker."""
+        saved = checked_checkpoint(checkpoint, self.identity)
         self.model.load_state_dict(saved.tensors["model"])
         restore_optimizer(self.optimizer, saved.tensors.get("optimizer", {}))
         self.scaler.load_state_dict(saved.state["scaler"])

@@ -5,6 +5,7 @@ from typing import Any
 
 from dynalyze._torch import torch
 from dynalyze.errors import InvalidInputError
+from dynalyze.models.data import as_positive_int
 
 nn = torch.nn
 
@@ -25,9 +26,8 @@ class ViTShape:
 
     def __post_init__(self) -> None:
         for field in fields(self):
-            value = getattr(self, field.name)
-            if not isinstance(value, int) or value < 1:
-                raise InvalidInputError(f"{field.name} must be a positive integer, got {value!r}.")
+            number = as_positive_int(getattr(self, field.name), field.name)
+            object.__setattr__(self, field.name, number)
         if self.image_size % self.patch_size:
             raise InvalidInputError(
                 f"patch_size={self.patch_size} must divide image_size={self.image_size}."

@@ -8,6 +8,7 @@ from typing import Any
 
 from dynalyze._torch import torch
 from dynalyze.errors import InvalidInputError
+from dynalyze.models.data import as_positive_int
 
 _AUTOCAST = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -59,13 +60,14 @@ class ViTOptions:
         if not 0 <= self.momentum < 1:
             raise InvalidInputError(f"momentum must lie in [0, 1), got {self.momentum}.")
         for name in ("batch_size", "n_epochs", "n_cycles"):
-            if getattr(self, name) < 1:
-                raise InvalidInputError(f"{name} must be at least 1, got {getattr(self, name)}.")
+            object.__setattr__(self, name, as_positive_int(getattr(self, name), name))
         if not 0 <= self.warmup_epochs <= self.n_epochs:
             raise InvalidInputError(
                 f"warmup_epochs must lie between 0 and n_epochs={self.n_epochs}, got "
                 f"{self.warmup_epochs}."
             )
+        for name in ("lr", "momentum", "warmup_epochs"):  # NumPy's scalars become Python's
+            object.__setattr__(self, name, float(getattr(self, name)))
 
     def lr_at(self, step: int, steps_per_epoch: int) -> float:
         """Learning rate of a step, counted from 0."""

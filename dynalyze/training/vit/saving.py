@@ -1,16 +1,21 @@
 """Checkpoints of a vision transformer's training, its tracker included."""
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from dynalyze._torch import torch
-from dynalyze.errors import InvalidInputError
 from dynalyze.spectra.history import NOT_ARRAYS
 from dynalyze.spectra.tracker import Tracker
-from dynalyze.training.checkpoints import load_checkpoint, safetensors_for_torch, save_checkpoint
+from dynalyze.training.checkpoints import (
+    TENSORS,
+    Checkpoint,
+    save_checkpoint,
+    write_tensors,
+    written_aside,
+)
+from dynalyze.training.identity import check_same_run
 
 INITIAL = "initial.safetensors"  # weights that changes are measured from
 
@@ -58,25 +63,15 @@ def write_checkpoint(
     save_checkpoint(folder, step, together, {**state, "history": text}, keep=keep)
 
 
-def read_checkpoint(folder: Path, identity: Mapping[str, Any]) -> Saved:
-    """Read the latest checkpoint of the run that `identity` describes.
+def checked_checkpoint(checkpoint: Checkpoint, identity: Mapping[str, Any]) -> Saved:
+    """The contents of a checkpoint of the run that `identity` describes.
 
     Raises
     ------
     InvalidInputError
-        If it is of another run.
-    SavedFileError
-        If it is damaged.
+        If it is of another.
     """
-    checkpoint = load_checkpoint(folder)
-    saved = checkpoint.state.get("identity", {})
-    for key, value in identity.items():
-        if saved.get(key) != value:
-            raise InvalidInputError(
-                f"the checkpoint {checkpoint.path} is of another run: {key} was "
-                f"{saved.get(key)!r} and is now {value!r}. Give the same arguments to go on with "
-                "it, or another folder to begin anew."
-            )
+    check_same_run(checkpoint, identity)
     groups: dict[str, dict[str, torch.Tensor]] = {}
     for name, tensor in checkpoint.tensors.items():
         group, _, rest = name.partition(".")
@@ -109,8 +104,6 @@ def restore_optimizer(
 
 def write_weights(path: Path, model: torch.nn.Module) -> None:
     """Write a model's weights to a safetensors file, completely or not at all."""
-    save_file = safetensors_for_torch().save_file
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    save_file({n: w.detach().cpu().contiguous() for n, w in model.state_dict().items()}, temporary)
-    temporary.replace(path)
+    with written_aside(path.parent, path.stem) as temporary:
+        write_tensors(temporary / TENSORS, model.state_dict())
+        (temporary / TENSORS).replace(path)

@@ -1,12 +1,17 @@
 """Training a vision transformer while its attention spectra are tracked."""
 
+import operator
 import os
 from dataclasses import replace
 from pathlib import Path
 
+from dynalyze._collectives import every_rank
 from dynalyze._interrupts import held, interruptible, take
 from dynalyze._torch import torch
 from dynalyze.errors import InvalidInputError
+from dynalyze.models.data import as_positive_int
+from dynalyze.training.claim import claimed
+from dynalyze.training.distributed import default_device
 from dynalyze.training.vit.data import digits
 from dynalyze.training.vit.images import VisionData
 from dynalyze.training.vit.loop import Callback, Loop
@@ -57,9 +62,11 @@ def train_vit(
     track_every, n_values, spectrum
         See `dynalyze.spectra.track`; steps are the optimizer's.
     device : str or torch.device, optional
-        By default this process's GPU if there is one, else the CPU.
+        By default what `process_group` chose; without it this process's GPU if there is one, else
+        the CPU.
     checkpoint : path, optional
-        Folder for checkpoints; a run that finds one there goes on from it.
+        Folder for checkpoints; a run that finds one there goes on from it. One process at a time
+        (or one torchrun job) may use it.
     checkpoint_every : int
         Steps between checkpoints.
     keep_checkpoints : int
@@ -79,23 +86,28 @@ def train_vit(
     Raises
     ------
     InvalidInputError
-        If an argument is out of range, the shape does not fit the images, or the checkpoint folder
-        holds another run.
+        If an argument is out of range or differs between the processes, the shape does not fit the
+        images, or the checkpoint folder holds another run.
     SavedFileError
         If a checkpoint is damaged.
     """
-    data = digits() if data is None else data
-    shape = _fitted(data, shape)
-    options = ViTOptions() if options is None else options
-    if checkpoint_every < 1:
-        raise InvalidInputError(f"checkpoint_every must be at least 1, got {checkpoint_every}.")
-    loop = Loop(
-        data, shape, options, scale=scale, seed=seed, device=_device(device),
-        track={"every": track_every, "n_values": n_values, "spectrum": spectrum},
-    )  # fmt: skip
-    folder = None if checkpoint is None else Path(checkpoint)
-    loop.begin(folder)
-    loop.run(folder, checkpoint_every, keep_checkpoints, max_seconds, callback, progress=progress)
+    with every_rank():
+        data = digits() if data is None else data
+        shape = _fitted(data, shape)
+        options = ViTOptions() if options is None else options
+        every = as_positive_int(checkpoint_every, "checkpoint_every")
+        place = default_device() if device is None else torch.device(device)
+        folder = None if checkpoint is None else Path(checkpoint)
+    with claimed(folder) as found:
+        with every_rank() as stated:
+            loop = Loop(
+                data, shape, options, scale=float(scale), seed=operator.index(seed), device=place,
+                track={"every": track_every, "n_values": n_values, "spectrum": spectrum},
+            )  # fmt: skip
+            stated.update(loop.identity, checkpoint_every=every)
+            state = None if found is None else loop.restore(found)
+        loop.begin(folder, state)
+        loop.run(folder, every, keep_checkpoints, max_seconds, callback, progress=progress)
     result = loop.result()
     if take() and result.status == "finished":
         message = f"interrupted at its end: {result.message}"
@@ -120,11 +132,3 @@ def _fitted(data: VisionData, shape: ViTShape | None) -> ViTShape:
             "ViTShape.for_images(data.train.shape, data.n_classes)."
         )
     return shape
-
-
-def _device(device: str | torch.device | None) -> torch.device:
-    if device is not None:
-        return torch.device(device)
-    if torch.cuda.is_available():
-        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
-    return torch.device("cpu")
