@@ -258,7 +258,7 @@ def test_a_module_that_cannot_be_copied_is_refused():
         TorchModel(net, PAIRS)
 
 
-@pytest.mark.filterwarnings("ignore:`torch.jit.trace:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
 def test_compiled_modules_are_refused():
     example = torch.ones(2, 3, dtype=torch.float64)
     for compiled in (torch.jit.trace(Net(), example, check_trace=False), torch.compile(Net())):
