@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from dynalyze._interrupts import delivering, held
 from dynalyze._typing import ArrayLike, Data, FloatArray
 from dynalyze.checks.growth import grows
 from dynalyze.checks.kinks import free_of_kinks
@@ -29,6 +30,8 @@ _SMALLEST_FLOAT = -300.0  # log10 of an α that floats can still hold
 _SEEN = 1e-3  # products of an orbit's last point that count as its support, relative
 
 
+@held()
+@delivering()
 def check_assumptions(
     prediction: StagePrediction,
     *,

@@ -8,6 +8,7 @@ import numpy as np
 from dynalyze._typing import FloatArray, IntArray
 from dynalyze.errors import FlowError
 from dynalyze.flow.coordinates import BalancedCoordinates
+from dynalyze.models.counted import CountedObjective
 from dynalyze.models.protocol import Objective
 from dynalyze.stages.transition import orbit_stepper
 
@@ -61,6 +62,7 @@ def follow(
     max_steps : int
         Steps after which it is left undecided.
     """
+    objective = CountedObjective(objective)  # and so interruptible
     chart = BalancedCoordinates(np.sign(start))
     theta, time = start, 0.0
     at_rest = _SURELY_AT_REST if target is None else _AT_REST

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from dynalyze._interrupts import delivering, held
 from dynalyze._typing import ArrayLike, BoolArray, FloatArray, IntArray
 from dynalyze.errors import InvalidInputError
 from dynalyze.flow.initialization import Initialization
@@ -62,6 +63,8 @@ class _PerturbedStart(Initialization):
         """Leave the checks of weights that are not used."""
 
 
+@held()
+@delivering()
 def perturb(
     trajectory: Trajectory,
     *,
@@ -140,6 +143,8 @@ def perturb(
             chosen = _newest(arrivals, time, chosen)
         start = _perturbed(trajectory, time, chosen, sd, generator)
         run = simulate(objective, init=start, until=window, tol=tol)
+        if run.status == "interrupted":  # which a simulation returns, and this does not
+            raise KeyboardInterrupt
         t = np.linspace(0.0, run.t[-1], _SAMPLES)
         found.append(
             Perturbation(

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import pytest
+from claims import every
 
 torch = pytest.importorskip("torch")
 
@@ -254,7 +255,7 @@ def test_ranks_share_the_batches_of_one_process(tmp_path: Path, source: str, n_r
         torch.testing.assert_close(torch.cat([p.images for p in parts]), whole.images)
         torch.testing.assert_close(torch.cat([p.labels for p in parts]), whole.labels)
         assert {s[number].size for s in shares} == {whole.size}
-        assert all(len(s[number].images) for s in shares)
+        assert every(len(s[number].images) for s in shares)
 
 
 def test_augmentation_shifts_and_reflects(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from claims import every
 from mpmath import mp, mpf
 from objectives import Quadratic
 
@@ -52,7 +53,7 @@ def test_crossing_times_of_five_independent_products(log10_alpha, method, tol, e
     for threshold in (0.01, 0.05, 0.2):
         t, coordinate, direction = trajectory.crossings(threshold)
         assert sorted(coordinate) == list(np.flatnonzero(np.abs(A) > threshold))
-        assert np.all(direction == 1)
+        assert every(direction == 1)
         for i, time in zip(coordinate, t, strict=True):
             exact = exact_crossing_time(init.log_abs_c[i], init.z0[i], A[i], RATES[i], threshold)
             assert time == pytest.approx(exact, abs=error / (RATES[i] * abs(A[i])))

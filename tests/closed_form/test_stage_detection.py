@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from claims import every
 
 pytest.importorskip("torch")
 
@@ -13,7 +14,7 @@ def test_without_noise_the_crossing_of_the_threshold_is_exact() -> None:
     synthetic = synthetic_spectra(1e9, n_heads=20, rng=np.random.default_rng(1))
     found = detect_stages(synthetic.history, threshold=0.1)
     assert len(found) == 60
-    assert np.all(np.diff(found.steps) >= 0)
+    assert every(np.diff(found.steps) >= 0)
     # size / (1 + exp(−(t − jump))) = size / 10; growth is exponential but for saturation
     truth = synthetic.jumps[found.head, found.component - 1] - np.log(9.0)
     np.testing.assert_allclose(found.steps / 100, truth, atol=0.05)

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from claims import every, none
 from exact_stages import exact_stages
 from objectives import OnlyObjective
 
@@ -80,8 +81,8 @@ def test_some_draws_of_noise_free_regression_are_degenerate():
     X = rng.standard_normal((20, 40))
     prediction = predict_stages(DiagonalLinear(40), (X, X[:, :5] @ [3, -2, 1.5, 1, -0.7]))
     assert prediction.left[-1] == (11, 13, 19, 22, 25)
-    assert all(f"theta[{i}]" in prediction.caveats[-1] for i in prediction.left[-1])
-    assert not any(prediction.caveats[:-1])
+    assert every(f"theta[{i}]" in prediction.caveats[-1] for i in prediction.left[-1])
+    assert none(prediction.caveats[:-1])
 
 
 @pytest.mark.parametrize("kind", KINDS[:4])

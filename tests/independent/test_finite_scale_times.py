@@ -5,6 +5,7 @@ from functools import cache
 
 import numpy as np
 import pytest
+from claims import every, none
 
 from dynalyze import Initialization, compare, datasets, predict_stages, simulate
 from dynalyze.errors import StagesOverlapWarning
@@ -13,6 +14,14 @@ from dynalyze.models import AttentionHead, DiagonalLinear
 SCALES = (-8, -20, -100)
 LARGEST_ERROR = {-8: 1e-2, -20: 1e-3, -100: 1e-4}
 SEEDS = range(4)
+# Stages that are separated, of 64 of heads and 44 of diabetes, at the least
+SEPARATED = {
+    ("head", -8): 4,
+    ("head", -20): 8,
+    ("head", -100): 24,
+    ("diabetes", -20): 4,
+    ("diabetes", -100): 24,
+}
 
 
 @cache
@@ -41,17 +50,17 @@ def comparison(name, seed, log10_alpha):
     return compare(prediction, trajectory, threshold=threshold)
 
 
-@pytest.mark.parametrize("log10_alpha", SCALES)
-@pytest.mark.parametrize("name", ["head", "diabetes"])
+@pytest.mark.parametrize(("name", "log10_alpha"), SEPARATED)
 def test_separated_stages_jump_when_predicted(name, log10_alpha):
     found = [comparison(name, seed, log10_alpha) for seed in SEEDS]
     errors = np.concatenate([c.relative_errors[c.separated] for c in found])
-    assert not np.isnan(errors).any()
-    assert np.max(errors, initial=0) < LARGEST_ERROR[log10_alpha]
-    # Not by calling everything overlapping: at 1e-100 most stages are separated.
-    n_stages = sum(c.n_stages for c in found)
-    smallest = {-8: 0, -20: 0.05, -100: 0.4}[log10_alpha]
-    assert len(errors) >= smallest * n_stages
+    # Not by calling everything overlapping
+    assert len(errors) >= SEPARATED[name, log10_alpha]
+    assert np.max(errors) < LARGEST_ERROR[log10_alpha]  # not NaN either
+
+
+def test_no_stage_of_diabetes_is_separated_at_1e_8():
+    assert none(np.concatenate([comparison("diabetes", seed, -8).separated for seed in SEEDS]))
 
 
 @pytest.mark.parametrize("name", ["head", "diabetes"])
@@ -62,12 +71,11 @@ def test_errors_fall_with_the_scale_and_are_far_below_the_leading_order(name):
         medians.append(np.nanmedian(np.concatenate([c.relative_errors for c in found])))
         leading.append(np.nanmedian(np.concatenate([c.relative_leading_errors for c in found])))
     assert medians[0] > 3 * medians[1] > 9 * medians[2]
-    assert np.all(np.array(medians[1:]) < 0.05 * np.array(leading[1:]))
+    assert every(np.array(medians[1:]) < 0.05 * np.array(leading[1:]))
 
 
-def test_some_stages_of_the_head_are_separated_at_1e_8():
+def test_stages_of_the_head_that_overlap_at_1e_8_are_off_by_more():
     found = [comparison("head", seed, -8) for seed in SEEDS]
-    assert sum(np.count_nonzero(c.separated) for c in found) >= 4
     assert max(np.nanmax(c.relative_errors[~c.separated]) for c in found) > 1e-2
 
 
@@ -76,7 +84,7 @@ def test_overlap_is_measured_where_the_leading_order_cannot_know_it():
     overlapping = comparison("diabetes", 0, -8)
     passed = overlapping.prediction.log10_alpha_separated > -8
     assert np.nanmax(overlapping.relative_errors[passed]) > 0.01
-    assert not np.any(overlapping.separated[passed])
+    assert none(overlapping.separated[passed])
 
 
 def test_a_scale_at_which_nothing_is_separated_is_still_compared():

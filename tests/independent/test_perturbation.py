@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from claims import every
 from objectives import Quadratic
 from scipy.integrate import solve_ivp
 
@@ -56,9 +57,9 @@ def test_times_are_drawn_where_something_is_active(run):
     arrivals = run.crossings(1e-10)[0]
     drawn = perturb(run, n_times=4, window=10.0, rng=0)
     assert len(drawn) == 4
-    assert all(arrivals[0] <= p.time <= run.t[-1] - 10 for p in drawn)
+    assert every(arrivals[0] <= p.time <= run.t[-1] - 10 for p in drawn)
     new = perturb(run, n_times=2, newly_active=True, window=10.0, rng=0)
-    assert all(np.isclose(p.time, arrivals).any() for p in new)
+    assert every(np.isclose(p.time, arrivals).any() for p in new)
     again = perturb(run, n_times=2, newly_active=True, window=10.0, rng=0)
     np.testing.assert_array_equal(new[0].theta, again[0].theta)
 

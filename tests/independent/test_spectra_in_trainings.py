@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from claims import every
 
 torch = pytest.importorskip("torch")
 from torch import Tensor, nn  # noqa: E402
@@ -303,9 +304,9 @@ def test_products_and_tracking_leave_no_trace_on_the_model() -> None:
     spectra.track(model)
     assert torch.equal(state, torch.get_rng_state())
     assert not calls
-    assert all(m.training for m in model.modules())
+    assert every(m.training for m in model.modules())
     assert attributes == [sorted(vars(m)) for m in model.modules()]
     assert versions == [p._version for p in model.parameters()]
-    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+    assert every(torch.equal(v, before[k]) for k, v in model.state_dict().items())
     grads = {name for name, p in model.named_parameters() if p.grad is not None}
     assert grads == {"0.q_proj.weight"}

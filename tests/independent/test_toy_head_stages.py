@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from claims import every, none
 
 from dynalyze import datasets, predict_stages
 from dynalyze.models import AttentionHead
@@ -23,7 +24,7 @@ def test_sparse_teacher_is_recovered_stage_by_stage():
     assert set(prediction.coordinates) == set(np.flatnonzero(teacher))
     np.testing.assert_allclose(prediction.theta[-1], teacher, rtol=0, atol=1e-8)
     assert _stationary_to(prediction) <= 1e-10
-    assert np.all(np.diff(prediction.losses) < 0)
+    assert every(np.diff(prediction.losses) < 0)
     # W_V W_O[43], by far the largest, comes first, at 202 to 227 on the figure's axis
     assert prediction.name(prediction.coordinates[0]) == "W_V W_O[43]"
     assert 200 < prediction.times[0] * np.log(10) < 230
@@ -35,7 +36,7 @@ def test_dense_teacher_goes_through_at_least_90_stages():
     prediction = predict_stages(AttentionHead(50), (data.X, data.y), loss="mse")
     assert prediction.n_stages >= 90
     assert _stationary_to(prediction) <= 1e-10
-    assert np.all(np.diff(prediction.losses) < 0)
-    assert not any(prediction.caveats)
+    assert every(np.diff(prediction.losses) < 0)
+    assert none(prediction.caveats)
     added = np.count_nonzero((prediction.theta[1:] != 0) & (prediction.theta[:-1] == 0), axis=1)
     assert added.max() <= 1

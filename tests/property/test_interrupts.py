@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 from objectives import Quadratic
 
-from dynalyze import Initialization, predict_stages, simulate
+from dynalyze import Initialization, check_assumptions, predict_stages, simulate
 from dynalyze._interrupts import deliver, delivering, evaluate, held, take
+from dynalyze.checks.perturbation import perturb
 from dynalyze.flow.trajectory import Trajectory
 
 SCRIPTS = Path(__file__).parent / "interrupted"
@@ -240,6 +241,21 @@ def test_saving_is_finished_with_the_losses_found_so_far(tmp_path):
     again = Trajectory.load(tmp_path / "run.npz", objective=Quadratic([1.0, -0.5]))
     np.testing.assert_allclose(again.losses, whole.losses, rtol=1e-12)
     loaded.plot()
+
+
+def test_checks_are_interrupted_between_evaluations_and_give_no_verdict():
+    objective = Slow(0)
+    prediction = predict_stages(objective)
+    objective.times, objective.at = 1, objective.calls + 60
+    with pytest.raises(KeyboardInterrupt):
+        check_assumptions(prediction)
+    assert objective.at <= objective.calls <= objective.at + 1
+    run = simulate(Quadratic([1.0, -0.5]), init=INIT)
+    objective.at = objective.calls + 10
+    with pytest.raises(KeyboardInterrupt):
+        perturb(run, objective=objective, window=10.0, rng=0)
+    assert objective.at <= objective.calls <= objective.at + 1
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_losses_are_interrupted_between_evaluations():

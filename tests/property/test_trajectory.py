@@ -3,6 +3,7 @@ import inspect
 import matplotlib as mpl
 import numpy as np
 import pytest
+from claims import every
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from objectives import Quadratic, Transformed, small_head
@@ -34,13 +35,13 @@ def test_loss_never_rises_and_steps_agree_with_the_dense_output(problem, method)
     trajectory = simulate(objective, init=init, until_rescaled=4.0, method=method)
     assert trajectory.status == "finished"
     losses = trajectory.losses
-    assert np.all(np.diff(losses) <= 1e-5 * losses[0])
+    assert every(np.diff(losses) <= 1e-5 * losses[0])
     np.testing.assert_array_equal(trajectory.z_at(trajectory.t), trajectory.z)
     np.testing.assert_array_equal(trajectory.theta_at(trajectory.t), trajectory.theta)
     np.testing.assert_array_equal(trajectory.loss_at(trajectory.t), losses)
     between = np.linspace(0, trajectory.t[-1], 400)
-    assert np.all(np.diff(trajectory.loss_at(between)) <= 1e-5 * losses[0])
-    assert np.all(np.diff(trajectory.t) > 0)
+    assert every(np.diff(trajectory.loss_at(between)) <= 1e-5 * losses[0])
+    assert every(np.diff(trajectory.t) > 0)
     assert trajectory.t[-1] == pytest.approx(4.0 * init.log_inverse_alpha, rel=1e-15)
 
 

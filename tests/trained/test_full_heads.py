@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from claims import every
 
 from dynalyze import Initialization
 from dynalyze.errors import InvalidInputError, SavedFileError
@@ -71,7 +72,7 @@ def test_ranks_rise_by_one_at_a_time_on_plateaus_of_the_loss(trajectory):
     assert steps.products[0] == "W_V W_O"  # W_K W_Qᵀ has no gradient before it
     middles = (steps.t[:-1] + steps.t[1:]) / 2
     losses = trajectory.loss_at(np.concatenate([[steps.t[0] / 2], middles]))
-    assert np.all(np.diff(losses) < 0)
+    assert every(np.diff(losses) < 0)
 
 
 def test_gradient_descent_takes_the_same_steps(trajectory):
@@ -190,7 +191,7 @@ def test_predicted_plateaus_are_stationary_with_one_rank_more_each(prediction):
         for G, M in zip(gradients, matrices, strict=True):
             assert np.abs(G @ M.T).max() < 1e-7 * first
             assert np.abs(G.T @ M).max() < 1e-7 * first
-    assert np.all(np.diff(prediction.losses) < 0)
+    assert every(np.diff(prediction.losses) < 0)
     assert prediction.status == "full rank"
     assert "W_V W_O to rank 1" in prediction.summary()
 
@@ -280,4 +281,4 @@ def test_graded_columns_keep_every_digit():
     np.testing.assert_allclose(singular_values(graded), singular_values(stacked), rtol=1e-11)
     np.testing.assert_allclose(rotation @ rotation.T, np.eye(4), atol=1e-14)
     np.testing.assert_allclose(stacked @ rotation, graded, atol=1e-14)
-    assert np.all(np.diff(np.linalg.norm(graded, axis=0)) < 0)
+    assert every(np.diff(np.linalg.norm(graded, axis=0)) < 0)

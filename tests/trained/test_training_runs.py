@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from claims import every
 
 from dynalyze import Initialization, simulate
 from dynalyze.models import AttentionHead, DiagonalTransformer, TorchModel
@@ -221,7 +222,7 @@ def test_reading_between_the_records():
     assert run.loss_at(3.3).shape == ()
     between = run.theta_at(0.5 * (run.t[3] + run.t[4]))
     low, high = np.minimum(run.theta[3], run.theta[4]), np.maximum(run.theta[3], run.theta[4])
-    assert np.all((between >= low) & (between <= high))
+    assert every((between >= low) & (between <= high))
     np.testing.assert_allclose(run.t_rescaled, run.t / (2 * np.log(10)))
 
 
