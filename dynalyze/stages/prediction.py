@@ -9,57 +9,18 @@ import numpy as np
 
 from dynalyze._dataframe import dataframe
 from dynalyze._saved_files import load_saved, write_saved
-from dynalyze._saved_schema import Array, ListOf, Schema
 from dynalyze._typing import BoolArray, FloatArray, IntArray
 from dynalyze.errors import InvalidInputError
 from dynalyze.models.protocol import Objective
 from dynalyze.stages.algorithm import Status
 from dynalyze.stages.finite import FiniteScaleStages, jump_sizes
+from dynalyze.stages.saved import SCHEMA
 
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
 
 _FEW_STAGES = 100  # up to which transitions are followed for a table or a file
-
-_SCHEMA = Schema(
-    "stage prediction",
-    arrays={
-        "times": Array("K", finite=True),
-        "coordinates": Array("K", dtype="int", least=0, below="p"),
-        "signs": Array("K", dtype="int", least=-1, below=2),
-        "theta": Array("K+1", "p", finite=True),
-        "b": Array("K+1", "p", finite=True),
-        "fields": Array("K+1", "p", finite=True),
-        "losses": Array("K+1", finite=True),
-        "support_sizes": Array("K+1", dtype="int", least=0),
-        "runner_ups": Array("K", dtype="int", least=-1, below="p"),
-        "gaps": Array("K"),
-        "known_durations": Array("K", optional=True),
-        "zero_fields": Array("p", finite=True),
-        # The stages from a given initialization
-        "finite.coordinates": Array("M", dtype="int", least=0, below="p", optional=True),
-        "finite.signs": Array("M", dtype="int", least=-1, below=2, optional=True),
-        "finite.onsets": Array("M", finite=True, optional=True),
-        "finite.overlaps": Array("M", optional=True),
-        "finite.orbit_starts": Array("M+1", dtype="int", least=0, optional=True),
-        "finite.orbit_times": Array("v", finite=True, optional=True),
-        "finite.orbit_log_sizes": Array("v", finite=True, optional=True),
-        "finite.u0": Array("p", finite=True, optional=True),
-        "finite.v0": Array("p", finite=True, optional=True),
-    },
-    metadata={
-        "left": ListOf(ListOf(int), "K"),
-        "caveats": ListOf(str, "K"),
-        "product_names": ListOf(str, "p"),
-        "status": str,
-        "message": str,
-        "tie_tolerance": float,
-        "stats": {"nfev": int, "nhev": int, "nhcol": int, "seconds": float},
-        "log10_alpha": float | None,
-        "configuration": dict,
-    },
-)
 
 
 @dataclass(frozen=True)
@@ -281,7 +242,7 @@ class StagePrediction:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write everything to `path` (NumPy archive with a JSON stamp), exactly."""
-        own = {n for n in _SCHEMA.arrays if "." not in n} - {"known_durations"}
+        own = {n for n in SCHEMA.arrays if "." not in n} - {"known_durations"}
         arrays = {name: getattr(self, name) for name in own}
         if self.follows_transitions:
             arrays["known_durations"] = self.durations
@@ -298,7 +259,7 @@ class StagePrediction:
             "log10_alpha": None if self.finite is None else self.finite.log10_alpha,
             "configuration": self.configuration,
         }
-        write_saved(path, _SCHEMA, arrays, metadata)
+        write_saved(path, SCHEMA, arrays, metadata)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Self:
@@ -309,7 +270,7 @@ class StagePrediction:
         SavedFileError
             If the file is truncated, holds something else or comes from a newer version.
         """
-        return load_saved(path, _SCHEMA, cls._from_parts)
+        return load_saved(path, SCHEMA, cls._from_parts)
 
     @classmethod
     def _from_parts(cls, arrays: dict[str, Any], metadata: dict[str, Any]) -> Self:
