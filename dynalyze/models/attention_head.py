@@ -296,6 +296,5 @@ class AttentionHeadObjective(CheckedObjective):
         return products
 
     def _threads(self, work: float) -> int:
-        if self._model.threads is not None:
-            return self._model.threads
-        return int(np.clip(work / _WORK_PER_THREAD, 1, available_threads()))
+        chosen = int(np.clip(work / _WORK_PER_THREAD, 1, available_threads()))
+        return self._model.threads or chosen
