@@ -100,7 +100,7 @@ def _hugging_face(module: Any) -> Call | None:
     main, config = getattr(module, "main_input_name", None), getattr(module, "config", None)
     if main is None or config is None or not hasattr(module, "get_input_embeddings"):
         return None
-    parameter = next(module.parameters())
+    parameter = next(module.parameters(), torch.zeros(()))
     accepted = inspect.signature(type(module).forward).parameters
     kwargs: dict[str, Any] = {}
 
@@ -136,7 +136,9 @@ def _vision(module: Any) -> Call | None:
     if size is None:
         return None
     height, width = size if isinstance(size, tuple | list) else (size, size)
-    first = next(m for m in module.modules() if isinstance(m, nn.Conv2d))
+    first = next((m for m in module.modules() if isinstance(m, nn.Conv2d)), None)
+    if first is None:
+        return None
     return Call((_noise((1, first.in_channels, height, width), first.weight),), {})
 
 

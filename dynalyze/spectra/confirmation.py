@@ -111,13 +111,11 @@ def _believed(candidate: Candidate, call: Call | None) -> tuple[int, Verdict | N
         if verdict.confirmed is None and unasked is None:
             unasked = choice, verdict
         wrong = wrong or verdict.why
-        if verdict.confirmed is False and verdict.why and candidate.declared:
-            return choice, None
         if verdict.confirmed is False and candidate.declared:
             warn(
                 f"the forward pass of {candidate.layer!r} ({type(module).__name__}) does not bear "
                 "out the layout declared for it: its heads are not where the layout says, or act "
-                "on one another.",
+                f"on one another{': ' + verdict.why if verdict.why else ''}.",
                 UnconfirmedLayoutWarning,
             )
             return choice, verdict

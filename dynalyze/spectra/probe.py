@@ -15,6 +15,7 @@ the note of the layer. Where heads are coupled or values transformed, a permutat
 in place of G, with everything else in the module made uniform, still confirms the layout.
 """
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -70,11 +71,11 @@ def probe(
     for call in _calls(module, trial, captured):
         try:
             trial.use(call)
-        except Exception as error:
+            verdict = _judge(trial)
+        except (RuntimeError, TypeError, ValueError, LookupError, AttributeError) as error:
             if call is captured:
                 why = f"it failed on what its model gives it ({error})"
             continue
-        verdict = _judge(trial)
         if verdict.confirmed is not None:
             return verdict
         why = verdict.why
@@ -97,6 +98,8 @@ def _judge(trial: Trial) -> Verdict:
     plain = _Answers.of(trial, base)
     if plain.acts is False:
         return Verdict(None, why="its output does not depend on these weights")
+    if plain.query_gauge and _queries_are_keys(trial, base):
+        return Verdict(False, why="whose W_Q and W_K are exchanged")
     if plain.local and plain.value_gauge and plain.query_gauge:
         return Verdict(True, True, True, True)
     trial.make_uniform()
@@ -106,7 +109,7 @@ def _judge(trial: Trial) -> Verdict:
     queries = plain.query_columns or even.query_columns
     coupled = values and queries and not (plain.merged or even.merged)
     return Verdict(
-        (local and (values or not _exchanged(trial))) or coupled,
+        (local and (values or not (_exchanged(trial) or _too_coarse(trial)))) or coupled,
         bilinear_logits=plain.query_gauge,
         bilinear_output=plain.value_gauge,
         local=plain.local,
@@ -121,7 +124,7 @@ class _Answers:
     query_gauge: bool
     value_columns: bool  # at least the gauge of permutations
     query_columns: bool
-    merged: bool  # heads taken together in pairs pass the value gauge: there are fewer of them
+    merged: bool  # heads taken together pass the value gauge: there are fewer of them
 
     @classmethod
     def of(cls, trial: Trial, base: Tensor) -> "_Answers":
@@ -137,12 +140,12 @@ class _Answers:
             query,
             value or bool(_gauge(trial, base, "W_V", "W_O", columns=True)),
             query or bool(_gauge(trial, base, "W_K", "W_Q", columns=True)),
-            not local and bool(_gauge(trial, base, "W_V", "W_O", pairs=True)),
+            not local and _too_fine(trial, base),
         )
 
 
 def _gauge(
-    trial: Trial, base: Tensor, few: str, many: str, *, columns: bool = False, pairs: bool = False
+    trial: Trial, base: Tensor, few: str, many: str, *, columns: bool = False, together: int = 1
 ) -> bool | None:
     """Whether the output stays under F G, H G⁻ᵀ per head; None if it stays under F G alone.
 
@@ -150,35 +153,37 @@ def _gauge(
     """
     first, second = trial.factor(few), trial.factor(many)
     n_groups, _, m = first.shape
-    if pairs and (n_groups % 2 or n_groups != trial.n_heads):
-        return False
-    if columns:
-        moved = {few: _rolled(first), many: _rolled(second)}
-    elif pairs:
-        turn = _invertible(n_groups // 2, 2 * m, first)
-        moved = {few: _by_pairs(first, turn), many: _by_pairs(second, torch.linalg.inv(turn).mT)}
+    turn = _invertible(n_groups // together, together * m, first, columns=columns)
+    back = torch.linalg.inv(turn).mT
+    if together > 1:
+        moved = {few: _taken_together(first, turn), many: _taken_together(second, back)}
     else:
-        turn = _invertible(n_groups, m, first)
-        back = expand_heads(torch.linalg.inv(turn).mT, trial.n_heads)
-        moved = {few: first @ turn, many: second @ back}
+        moved = {few: first @ turn, many: second @ expand_heads(back, trial.n_heads)}
     half = _distance(trial.outcome({few: moved[few]}), base)
     if half <= _ACTS * float(base.norm()):
         return None
     return _distance(trial.outcome(moved), base) <= _HOLDS * half
 
 
-def _invertible(n: int, m: int, like: Tensor) -> Tensor:
+def _invertible(n: int, m: int, like: Tensor, *, columns: bool) -> Tensor:
+    """Random matrices, (n, m, m), well conditioned; with `columns`, permutations."""
     generator = torch.Generator().manual_seed(3)
+    if columns and m > 1:
+        orders = [torch.randperm(m, generator=generator) for _ in range(n)]
+        return torch.stack([torch.eye(m)[order] for order in orders]).to(like)
+    if columns:
+        return (1.0 - 2.0 * (torch.arange(n) % 2))[:, None, None].to(like)
     turn = torch.linalg.qr(torch.randn(n, m, m, generator=generator, dtype=torch.float64))[0]
     sizes = 0.7 + 0.7 * torch.rand(n, 1, m, generator=generator, dtype=torch.float64)
     return (turn * sizes).to(like)
 
 
-def _by_pairs(heads: Tensor, turn: Tensor) -> Tensor:
+def _taken_together(heads: Tensor, turn: Tensor) -> Tensor:
+    """F G with every few heads side by side as one."""
     n, d, m = heads.shape
-    together = heads.reshape(n // 2, 2, d, m).permute(0, 2, 1, 3).reshape(n // 2, d, 2 * m)
-    moved = together @ turn
-    return moved.reshape(n // 2, d, 2, m).permute(0, 2, 1, 3).reshape(n, d, m)
+    few = n // turn.shape[0]
+    wide = heads.reshape(-1, few, d, m).permute(0, 2, 1, 3).reshape(-1, d, few * m) @ turn
+    return wide.reshape(-1, d, few, m).permute(0, 2, 1, 3).reshape(n, d, m)
 
 
 def _rolled(heads: Tensor) -> Tensor:
@@ -186,25 +191,27 @@ def _rolled(heads: Tensor) -> Tensor:
     return heads.roll(1, -1) if heads.shape[-1] > 1 else -heads
 
 
-def _local(trial: Trial) -> bool:
-    """Whether heads that W_O does not read leave the output alone, for sets that part all heads."""
-    n_heads = trial.n_heads
-    n_groups = trial.index.W_K.shape[0]
-    group = torch.arange(n_heads) // (n_heads // n_groups)
-    parts = {name: trial.factor(name) for name in ("W_Q", "W_K", "W_V", "W_O")}
-    scales = [0.0, 0.0]
-    for bit in range(max(n_heads - 1, 0).bit_length()):
-        read = (torch.arange(n_heads) >> bit) % 2 == 1
-        masked = parts["W_O"] * read[:, None, None].to(parts["W_O"])
-        base = trial.outcome({"W_O": masked})
+def _local(trial: Trial, split: int = 1) -> bool:
+    """Whether heads that W_O does not read leave the output alone, for sets that part all heads.
 
-        def moved(
-            heads: Tensor, *names: str, masked: Tensor = masked, base: Tensor = base
-        ) -> float:
+    With `split`, every head counts as so many narrower ones.
+    """
+    n_groups = trial.index.W_K.shape[0]
+    group = torch.arange(trial.n_heads) // (trial.n_heads // n_groups)
+    group = (group[:, None] * split + torch.arange(split)).flatten()
+    parts = {n: _split(trial.factor(n), split) for n in ("W_Q", "W_K", "W_V", "W_O")}
+    scales = [0.0, 0.0]
+    for bit in range((len(group) - 1).bit_length()):
+        read = (torch.arange(len(group)) >> bit) % 2 == 1
+        masked = parts["W_O"] * read[:, None, None].to(parts["W_O"])
+        base = trial.outcome({"W_O": _joined(masked, split)})
+
+        def moved(heads: Tensor, *names: str, o: Tensor = masked, base: Tensor = base) -> float:
             """How far the output moves if factors of `heads` do; W_K, W_V in whole groups only."""
-            whole = torch.tensor([bool(heads[group == g].all()) for g in range(n_groups)])
+            whole = torch.tensor([bool(heads[group == g].all()) for g in range(n_groups * split)])
             changed = {n: _where(heads if n == "W_Q" else whole, parts[n]) for n in names}
-            return _distance(trial.outcome({"W_O": masked, **changed}), base)
+            changed = {n: _joined(f, split) for n, f in {"W_O": o, **changed}.items()}
+            return _distance(trial.outcome(changed), base)
 
         # Values often move the output more than the attention does: each has its own measure.
         for i, names in enumerate((("W_Q", "W_K"), ("W_V",))):
@@ -214,8 +221,47 @@ def _local(trial: Trial) -> bool:
     return True
 
 
+def _split(heads: Tensor, count: int) -> Tensor:
+    n, d, m = heads.shape
+    return heads.reshape(n, d, count, m // count).transpose(1, 2).reshape(n * count, d, -1)
+
+
+def _joined(heads: Tensor, count: int) -> Tensor:
+    n, d, m = heads.shape
+    return heads.reshape(n // count, count, d, m).transpose(1, 2).reshape(n // count, d, -1)
+
+
+def _primes(number: int) -> list[int]:
+    return [p for p in range(2, number + 1) if number % p == 0 and all(p % q for q in range(2, p))]
+
+
 def _where(heads: Tensor, factor: Tensor) -> Tensor:
     return torch.where(heads.to(factor.device)[:, None, None], _rolled(factor), factor)
+
+
+def _too_fine(trial: Trial, base: Tensor) -> bool:
+    """Whether several heads taken together are one, of which only W_V W_Oᵀ as a whole matters."""
+    n_groups = trial.index.W_V.shape[0]
+    return n_groups == trial.n_heads and any(
+        bool(_gauge(trial, base, "W_V", "W_O", together=p)) for p in _primes(n_groups)
+    )
+
+
+def _too_coarse(trial: Trial) -> bool:
+    """Whether narrower heads do not act on one another either."""
+    width = math.gcd(trial.index.W_Q.shape[2], trial.index.W_V.shape[2])
+    return any(_local(trial, p) for p in _primes(width))
+
+
+def _queries_are_keys(trial: Trial, base: Tensor) -> bool:
+    """Whether what is claimed to be the queries are the keys.
+
+    A constant added to all keys adds the same to all logits of a query, which softmax does not see.
+    """
+    queries, keys = trial.shifted("W_Q"), trial.shifted("W_K")
+    if queries is None or keys is None:
+        return False
+    return _distance(queries, base) <= _HOLDS * _distance(keys, base)
 
 
 def _exchanged(trial: Trial) -> bool:

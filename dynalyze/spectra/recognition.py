@@ -22,6 +22,7 @@ from dynalyze.spectra.layouts import (
 from dynalyze.spectra.sources import Adapter, AttentionSource, StoredWeight
 
 Layouts: TypeAlias = Mapping[str | type[nn.Module], AttentionLayout]
+FROM_NAMES = "layout taken from the names of the saved weights: pass model= to have it confirmed"
 _WRAPPERS = ("module.", "_orig_mod.", "base_model.model.", "_forward_module.")
 
 
@@ -226,7 +227,7 @@ def sources_from_names(
                 }
                 transposed = _stored_transposed(layout, shapes)
             store = partial(_stored_by_name, prefix, transposed)
-            found[layer] = _source(layer, n_heads, layout, store, note="")
+            found[layer] = _source(layer, n_heads, layout, store, note=FROM_NAMES)
     return tuple(found[layer] for layer in sorted(found, key=natural_order))
 
 

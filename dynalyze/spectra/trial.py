@@ -20,6 +20,7 @@ class Trial:
     index: Factors  # position of each entry in its stored weight
     names: dict[str, str]  # relative name of the stored weight of each factor, by factor
     weights: dict[str, Tensor]  # random stored weights by relative name
+    transposed: bool  # whether they are stored (in, out)
     output: Tensor | None  # W_O where the module has none: applied to its output
     n_heads: int
     run: Callable[[], Tensor] = field(default=lambda: torch.zeros(0))
@@ -53,7 +54,7 @@ class Trial:
             output = torch.randn(width, width, generator=generator).to(device, dtype)
             index = Factors(index.W_Q, index.W_K, index.W_V, _output_index(index))
         index = Factors(**{name: heads.to(device) for name, heads in vars(index).items()})
-        trial = cls(copy, index, names, weights, output, source.n_heads)
+        trial = cls(copy, index, names, weights, source.query.transposed, output, source.n_heads)
         for name, parameter in list(copy.named_parameters()):
             if "bias" in name.lower() and parameter.is_floating_point():
                 put(copy, name, torch.zeros_like(parameter))
@@ -129,6 +130,29 @@ class Trial:
         if output is not None:
             result = result.reshape(-1, output.shape[1]) @ output.mT
         return torch.nan_to_num(result.double().flatten())
+
+    def shifted(self, factor: str) -> Tensor | None:
+        """Output with a constant added to all queries (W_Q), or to all keys (W_K), by a bias.
+
+        None where the module that holds the weight takes no bias.
+        """
+        name = self.names[factor]
+        path, _, leaf = name.rpartition(".")
+        holder = self.copy.get_submodule(path)
+        bias = leaf.removesuffix("weight") + "bias"
+        if not leaf.endswith("weight") or bias not in holder._parameters:
+            return None
+        shape, places = self.weights[name].shape, getattr(self.index, factor)[:, 0].flatten()
+        n_rows = shape[1] if self.transposed else shape[0]
+        rows = places % n_rows if self.transposed else places // shape[1:].numel()
+        values = torch.zeros(n_rows).index_fill(0, rows.cpu(), 1.0) * torch.randn(
+            n_rows, generator=torch.Generator().manual_seed(5)
+        )
+        before = holder._parameters[bias]
+        holder._parameters[bias] = values.to(self.weights[name])  # type: ignore[assignment]
+        result = self.outcome({})
+        holder._parameters[bias] = before
+        return result
 
     def make_uniform(self) -> None:
         """Let all else treat every channel alike: gains 1, filters equal, no gates."""
