@@ -55,9 +55,14 @@ def attention_products(
         Any model; adapters of peft are added to the weights that they adapt.
     layouts : mapping of class or name pattern to AttentionLayout, optional
         Where other attention modules keep their weights; a key is a class, or a pattern such as
-        ``"blocks.*.mixer"`` for the module's name. Tried before the built-in layouts.
+        ``"blocks.*.mixer"`` for the module's name. Tried instead of the built-in layouts.
     layers : str or sequence of str, optional
         Names or patterns of the layers wanted; all by default.
+    inputs : tensor, tuple, list or mapping, optional
+        What the model is called with (a mapping: by keyword), to see with which arguments it calls
+        its attention modules; made up for models of timm and Hugging Face. A copy of the model is
+        called once; copies of the attention modules confirm, with random weights, that their heads
+        are where the layout says.
 
     Returns
     -------
@@ -67,8 +72,15 @@ def attention_products(
     Raises
     ------
     InvalidInputError
-        If no attention is found, or weights are quantized, packed, sharded, or do not divide
-        into heads.
+        If no attention is found, the forward pass of a module refutes every layout that its weights
+        fit, or weights are quantized, packed, sharded, or do not divide into heads.
+
+    Warns
+    -----
+    UnconfirmedLayoutWarning
+        If a module could not be called, or refutes the layout that was declared for it.
+    AttentionLeftOutWarning
+        If other modules have heads and are not recognised.
     """
     lookup = model_lookup(model)
     products = []
