@@ -261,7 +261,9 @@ def _queries_are_keys(trial: Trial, base: Tensor) -> bool:
     queries, keys = trial.shifted("W_Q"), trial.shifted("W_K")
     if queries is None or keys is None:
         return False
-    return _distance(queries, base) <= _HOLDS * _distance(keys, base)
+    shift = _distance(keys, base)
+    acts = shift > _ACTS * float(base.norm())  # not where the module has biases of its own
+    return acts and _distance(queries, base) <= _HOLDS * shift
 
 
 def _exchanged(trial: Trial) -> bool:
