@@ -75,9 +75,17 @@ def fingerprint(tensors: Iterable[torch.Tensor]) -> str:
     digest = hashlib.sha256()
     for tensor in tensors:
         digest.update(str((tuple(tensor.shape), tensor.dtype)).encode())
-        content = tensor.detach().cpu().resolve_conj().resolve_neg().contiguous().reshape(-1)
+        dense = tensor.detach().cpu() if tensor.layout == torch.strided else tensor.to_dense().cpu()
+        content = dense.resolve_conj().resolve_neg().contiguous().reshape(-1)
         digest.update(content.view(torch.uint8).numpy().data)
     return digest.hexdigest()[:32]
+
+
+def fingerprint_besides(products: Iterable[tuple[str, str]], module: torch.nn.Module) -> str:
+    """Hash of the parameters and buffers of a module that enter in none of the `products`."""
+    trained = {name for pair in products for name in pair}
+    held = module.state_dict().items()
+    return fingerprint(value for name, value in held if name not in trained)
 
 
 def _read(data: Data) -> tuple[torch.Tensor, torch.Tensor]:

@@ -5,11 +5,13 @@ from typing import Literal, Self
 
 import numpy as np
 
+from dynalyze._collectives import every_rank, world
 from dynalyze._torch import torch
 from dynalyze._typing import ArrayLike, Data, FloatArray
 from dynalyze._warn import warn
 from dynalyze.errors import InvalidInputError, NonSmoothWarning, UpcastWarning
 from dynalyze.models.data import as_positive_int, normalized_sample_weight
+from dynalyze.models.torch_data import fingerprint, fingerprint_besides
 from dynalyze.models.torch_device import converted, private_copy, type_named, usable_device
 from dynalyze.models.torch_inspection import (
     check_modules,
@@ -228,7 +230,7 @@ class TorchModel:
     ) -> TorchObjective:
         """Return the loss on `data` as a function of the products.
 
-        In a torchrun job every rank passes the same data and keeps its share of the samples.
+        In a torchrun job every rank passes the same arguments and keeps its share of the samples.
 
         Parameters
         ----------
@@ -253,10 +255,14 @@ class TorchModel:
         NonSmoothWarning
             If an operation of the forward pass or of the loss is not twice differentiable.
         """
-        inputs, targets, sample_loss, kinks = prepared(
-            self._network, data, loss, products_alone=True, second=True, known=self._non_smooth
-        )
-        weights = normalized_sample_weight(sample_weight, len(inputs))
+        with every_rank() as stated:
+            inputs, targets, sample_loss, kinks = prepared(
+                self._network, data, loss, products_alone=True, second=True, known=self._non_smooth
+            )
+            weights = normalized_sample_weight(sample_weight, len(inputs))
+            if world()[1] > 1:
+                stated["fixed weights"] = fingerprint_besides(self.products, self.module)
+                stated["sample_weight"] = fingerprint([torch.from_numpy(weights)])
 
         def bound(dtype: torch.dtype, part: slice) -> TorchObjective:
             exact = dtype == torch.float64

@@ -20,7 +20,7 @@ from dynalyze.errors import DynalyzeWarning, InvalidInputError, LearningRateWarn
 from dynalyze.flow.initialization import Initialization
 from dynalyze.models.losses import loss_name
 from dynalyze.models.torch_calculus import differentiable_attention
-from dynalyze.models.torch_data import fingerprint
+from dynalyze.models.torch_data import fingerprint, fingerprint_besides
 from dynalyze.models.torch_device import converted, type_named
 from dynalyze.models.torch_loss import SampleLoss
 from dynalyze.models.torch_network import loss_in
@@ -154,13 +154,11 @@ def _loop(
             len(inputs),
             max(1, options.n_steps // _LOOKS),
         )
-    trained = {name for pair in trainable.pairs for name in pair}
-    held = trainable.model.module.state_dict()
     identity = {
         "kind": "train",
         "model": describe_module(trainable.model.module),
         "products": [list(pair) for pair in trainable.pairs],
-        "fixed weights": fingerprint(v for name, v in held.items() if name not in trained),
+        "fixed weights": fingerprint_besides(trainable.pairs, trainable.model.module),
         "data": fingerprint([inputs, targets]),
         "loss": describe(options.loss),
         "optimizer": options.optimizer,

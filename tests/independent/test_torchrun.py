@@ -138,6 +138,9 @@ EXPECTED = {
     "checkpoint": "checkpoint is True in process 0 and False in process 1",
     "bound data": "data y is '",
     "bound loader": "data X is '",
+    "bound weights": "sample_weight is '",
+    "bound module": "fixed weights is '",
+    "one is bound to NaN": "X contains NaN or infinity",
     "many": "runs is 1 in process 0 and 2 in process 1",
 }
 

@@ -139,6 +139,9 @@ def differing(rank, folder):
         "checkpoint": call(checkpoint=None if odd else folder),
         "bound data": lambda: head.bind((X, y + odd)),
         "bound loader": lambda: head.bind(loader),
+        "bound weights": lambda: head.bind((X, y), sample_weight=np.arange(13) + odd),
+        "bound module": lambda: DiagonalTransformer(D, rng=rank).bind((X, y)),
+        "one is bound to NaN": lambda: head.bind((missing, y)),
         "many": lambda: train_many(head, (X, y), [options["init"]] * (1 + odd), lr=0.1, steps=3),
     }
     messages = {}
