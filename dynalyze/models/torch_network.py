@@ -58,9 +58,7 @@ class ProductNetwork:
         self, weights: dict[str, torch.Tensor], action: Callable[[Network], _Result]
     ) -> _Result:
         """Return ``action(module)`` with `weights` in place of the module's own."""
-        held = {f"held.{name}": weight for name, weight in weights.items()}
-        result: _Result = torch.func.functional_call(_Holder(self.module), held, (action,))
-        return result
+        return with_weights(self.module, weights, action)
 
     def split(self, theta: torch.Tensor) -> list[torch.Tensor]:
         """Cut θ, shape (p,), into the tensors of the pairs, each in its shape."""
@@ -73,6 +71,17 @@ class ProductNetwork:
     def in_type(self, dtype: torch.dtype) -> "ProductNetwork":
         """The same with module, θ and inputs of another type of numbers."""
         return replace(self, module=private_copy(self.module, self.device, dtype), dtype=dtype)
+
+
+def with_weights(
+    module: torch.nn.Module,
+    weights: dict[str, torch.Tensor],
+    action: Callable[[Network], _Result],
+) -> _Result:
+    """Return ``action(module)`` with `weights` in place of the module's own until it returns."""
+    held = {f"held.{name}": weight for name, weight in weights.items()}
+    result: _Result = torch.func.functional_call(_Holder(module), held, (action,))
+    return result
 
 
 def loss_in(

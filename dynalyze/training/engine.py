@@ -5,7 +5,9 @@ from dataclasses import dataclass
 from dynalyze._collectives import all_reduce, world
 from dynalyze._torch import torch
 from dynalyze.errors import DynalyzeError, InvalidInputError
+from dynalyze.models.torch_device import is_device_error, is_out_of_memory
 from dynalyze.models.torch_loss import SampleLoss
+from dynalyze.models.torch_network import with_weights
 from dynalyze.training.trainable import Trainable, Weights
 
 # Inputs of one pass on a CPU, counted once per run: measured on the paper's toy head, 1 to 32 runs
@@ -83,7 +85,9 @@ class Engine:
             x, y = (t.narrow(axis, start, length) for t in (inputs, targets))
             try:
                 parts = self._pass(weights, x, y, size, shared=shared, gradient=gradient)
-            except torch.OutOfMemoryError as error:
+            except RuntimeError as error:
+                if not is_out_of_memory(error):
+                    raise
                 if length == 1:
                     raise DynalyzeError(
                         f"{first.device} ran out of memory on one sample: train fewer runs at "
@@ -110,25 +114,34 @@ class Engine:
         ) -> torch.Tensor:
             return self.loss(self.trainable(some, inputs), targets).sum() / size
 
+        def with_slopes(values: torch.Tensor) -> list[torch.Tensor]:
+            if not gradient:
+                return [values]
+            # The runs do not meet: the gradient of their sum holds the gradient of each.
+            return [values.detach(), *torch.autograd.grad(values.sum(), list(weights.values()))]
+
         if self.stacked:
             over = None if shared else 0
             try:
-                values = torch.func.vmap(share_of_mean, in_dims=(0, over, over))(
-                    weights, inputs, targets
+                return with_slopes(
+                    torch.func.vmap(share_of_mean, in_dims=(0, over, over))(
+                        weights, inputs, targets
+                    )
                 )
-            except torch.OutOfMemoryError:
-                raise
             except RuntimeError as error:
+                if is_out_of_memory(error) or is_device_error(error):
+                    raise
                 raise InvalidInputError(
                     f"the module cannot be batched over runs by torch.func.vmap ({error}): "
                     "train the runs one by one with train"
                 ) from error
-        else:
-            values = share_of_mean(weights, inputs, targets)
-        if not gradient:
-            return [values]
-        # The runs do not meet: the gradient of their sum holds the gradient of each.
-        return [values.detach(), *torch.autograd.grad(values.sum(), list(weights.values()))]
+
+        # A checkpoint in the module is computed again while slopes are taken: with these weights.
+        return with_weights(
+            self.trainable.module,
+            weights,
+            lambda module: with_slopes(self.loss(module(inputs), targets).sum() / size),
+        )
 
 
 def _over_ranks(tensors: list[torch.Tensor]) -> list[torch.Tensor]:

@@ -12,6 +12,7 @@ from torch.utils.checkpoint import checkpoint
 from dynalyze import Initialization, predict_stages, simulate
 from dynalyze.errors import InvalidInputError, NonSmoothWarning, UpcastWarning
 from dynalyze.models import DiagonalTransformer, TorchModel
+from dynalyze.training import train, train_many
 
 RNG = np.random.default_rng(0)
 X, Y = RNG.standard_normal((2, 7, 3))
@@ -136,6 +137,20 @@ def test_functional_derivatives_and_sparse_tensors_inside_the_module():
         TorchModel.from_function(sparse, 3).bind((X, Y)),
         lambda x, theta: torch.tanh(x * theta) @ mix.T,
     )
+
+
+def test_training_recomputes_checkpoints_with_the_weights_that_train():
+    class Checkpointed(Net):
+        def forward(self, x):
+            return checkpoint(super().forward, x, use_reentrant=False)
+
+    init = Initialization.gaussian(3, log10_alpha=-1, rng=0)
+    options = {"lr": 0.3, "steps": 20}
+    plain, saving = (TorchModel(kind(torch.tanh), [("u", "v")]) for kind in (Net, Checkpointed))
+    expected = train(plain, (X, Y), init=init, **options)
+    np.testing.assert_array_equal(train(saving, (X, Y), init=init, **options).theta, expected.theta)
+    with pytest.raises(InvalidInputError, match="cannot be batched over runs"):
+        train_many(saving, (X, Y), [init, init], **options)
 
 
 @pytest.mark.parametrize("old", [True, False])

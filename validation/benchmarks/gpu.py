@@ -96,21 +96,24 @@ def rows_of(device: str, n_samples: int) -> list[list[str]]:
 
     def times(
         action: Callable[[Place], object], at: Sequence[Place], rounds: int = ROUNDS
-    ) -> list[float | None]:
+    ) -> list[float]:
         return [
             seconds_of(lambda: action(place), place[0], rounds)  # noqa: B023 (called at once)
             for place in at
         ]
 
     def runs(place: Place) -> object:
-        return train_many(head, (data.X, data.y), inits, lr=0.01, steps=STEPS, device=place[0])
+        where, precision = place
+        return train_many(
+            head, (data.X, data.y), inits, lr=0.01, steps=STEPS, device=where, precision=precision
+        )
 
     measured = {
         "field": times(lambda place: bound[place].field(theta), places),
         "100 Hessian columns": times(
             lambda place: bound[place].hessian_columns(theta, every), places, 3
         ),
-        f"{RUNS} training runs, {STEPS} steps": [*times(runs, places[:2], 3), None],
+        f"{RUNS} training runs, {STEPS} steps": times(runs, places, 3),
     }
     in_numba = {
         "field": seconds_of(lambda: kernel.field(theta), "cpu"),
@@ -121,7 +124,7 @@ def rows_of(device: str, n_samples: int) -> list[list[str]]:
             str(n_samples),
             name,
             *(milliseconds(t) for t in (in_numba.get(name), *seconds)),
-            f"{(seconds[0] or np.nan) / (seconds[1] or np.nan):.1f}",
+            f"{seconds[0] / seconds[1]:.1f}",
             f"{errors[places[2]]:.0e}" if name == "field" else "–",
         ]
         for name, seconds in measured.items()
