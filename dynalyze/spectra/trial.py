@@ -126,6 +126,9 @@ class Trial:
                 weights[name] = target
         for name, weight in weights.items():
             put(self.copy, name, weight)
+        # Modules that draw random numbers in evaluation too draw the same each time; the generators
+        # are put back by the caller.
+        torch.manual_seed(0)
         result = self.run()
         if output is not None:
             result = result.reshape(-1, output.shape[1]) @ output.mT

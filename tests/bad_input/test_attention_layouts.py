@@ -113,6 +113,23 @@ def test_a_declaration_is_believed_with_a_warning_if_the_module_refutes_it() -> 
     assert spectra.attention_products(model, layouts={Fused: right})[0].note == ""
 
 
+class Noisy(Fused):
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.dropout(super().forward(x), 0.5, training=True)
+
+
+def test_a_module_that_draws_random_numbers_in_evaluation_is_read_and_draws_as_before() -> None:
+    state = torch.get_rng_state()
+    assert spectra.attention_products(Noisy())[0].note == ""
+    torch.manual_seed(0)
+    Fused()
+    after = torch.get_rng_state()
+    torch.set_rng_state(state)
+    model = Noisy()
+    spectra.attention_products(model)
+    assert torch.equal(torch.get_rng_state(), after)
+
+
 class Odd(Fused):
     def forward(self, x: Tensor, weights: dict[str, Tensor]) -> Tensor:  # type: ignore[override]
         return weights["scale"] * super().forward(x)

@@ -9,6 +9,7 @@ import pytest
 from claims import every
 
 torch = pytest.importorskip("torch")
+from fake_device import fake_device  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 
 from dynalyze import spectra  # noqa: E402
@@ -285,6 +286,31 @@ def test_a_record_waits_for_the_device_as_often_for_many_layers_as_for_one(
             tracker.step()
     # One table each time, and one more where values converged slowly.
     assert len(waits) <= 4, waits
+
+
+@pytest.mark.parametrize("n_layers", [1, 3])
+def test_a_record_on_a_device_is_one_copy_to_the_host_and_follows_the_model_there(
+    n_layers: int,
+) -> None:
+    model, twin = _model(n_layers), _model(n_layers)
+    early = spectra.track(model)
+    with fake_device() as device:
+        model.to("cuda")
+        tracker = spectra.track(model)
+        with torch.no_grad():
+            for parameter, other in zip(model.parameters(), twin.parameters(), strict=True):
+                move = 0.1 * torch.randn_like(other)
+                other.add_(move)
+                parameter.add_(move.to("cuda"))
+        before = device.copies_to_host, device.waits
+        tracker.step()
+        assert (device.copies_to_host, device.waits) == (before[0] + 1, before[1])
+        early.step()
+        for other in (early, tracker):
+            np.testing.assert_array_equal(
+                other.history.frobenius_norm, tracker.history.frobenius_norm
+            )
+        assert (tracker.history.frobenius_norm[1] > 0).all()
 
 
 def test_products_and_tracking_leave_no_trace_on_the_model() -> None:
