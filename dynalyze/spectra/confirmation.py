@@ -124,7 +124,7 @@ def _believed(candidate: Candidate, call: Call | None) -> tuple[int, Verdict | N
     weights = ", ".join(dict.fromkeys(w.name for w in candidate.sources[0].weights))
     raise InvalidInputError(
         f"layer {candidate.layer!r} ({type(module).__name__}) does not keep its heads where its "
-        f"weights {weights} suggest, {wrong or 'as its own forward pass shows'}: "
+        f"weights {weights} suggest ({wrong or 'its own forward pass shows so'}): "
         + _HOW.format(name=candidate.layer)
         + "."
     )

@@ -99,7 +99,7 @@ def _judge(trial: Trial) -> Verdict:
     if plain.acts is False:
         return Verdict(None, why="its output does not depend on these weights")
     if plain.query_gauge and _queries_are_keys(trial, base):
-        return Verdict(False, why="whose W_Q and W_K are exchanged")
+        return Verdict(False, why="what is claimed to be W_Q is W_K")
     if plain.local and plain.value_gauge and plain.query_gauge:
         return Verdict(True, True, True, True)
     trial.make_uniform()
