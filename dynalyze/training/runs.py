@@ -77,7 +77,7 @@ def train(
         checkpoint and in ``configuration["seeds"]``.
     precision : {"float64", "float32"}
         Of weights, gradients and samples; records are in float64. On most GPUs float32 is many
-        times as fast. At eleven points of the run its gradients are compared with those of
+        times as fast. At about ten points of the run its gradients are compared with those of
         float64: `message` and ``configuration["gradient_errors"]`` tell the differences.
     device : str or torch.device, optional
         By default the model's own.

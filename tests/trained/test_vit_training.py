@@ -206,11 +206,15 @@ with process_group(device="cpu") as process:
 """
 
 
-def test_two_processes_equal_one(tmp_path: Path) -> None:
+@pytest.mark.parametrize("n_processes", [2, pytest.param(3, marks=pytest.mark.slow)])
+def test_processes_equal_one(tmp_path: Path, n_processes: int) -> None:
     script, out = tmp_path / "script.py", tmp_path / "run"
     script.write_text(DDP)
     paths = os.pathsep.join([str(Path(__file__).parent), *sys.path])
-    for launcher in ([], ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]):
+    for launcher in (
+        [],
+        ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={n_processes}"],
+    ):
         done = subprocess.run(
             [sys.executable, *launcher, script, out],
             env=os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1"},
@@ -220,9 +224,11 @@ def test_two_processes_equal_one(tmp_path: Path) -> None:
             check=False,
         )
         assert done.returncode == 0, done.stderr
-    alone, *both = (ViTRun.load(f"{out}.{name}.npz") for name in ("1.0", "2.0", "2.1"))
-    _assert_same(*both)
-    assert both[0].configuration["ranks"] == 2
+    alone = ViTRun.load(f"{out}.1.0.npz")
+    both = [ViTRun.load(f"{out}.{n_processes}.{rank}.npz") for rank in range(n_processes)]
+    for other in both[1:]:
+        _assert_same(both[0], other)
+    assert both[0].configuration["ranks"] == n_processes
     for name, weight in alone.weights.items():
         np.testing.assert_allclose(both[0].weights[name], weight, rtol=0, atol=2e-6, err_msg=name)
     np.testing.assert_allclose(both[0].train_losses, alone.train_losses, rtol=1e-6)
