@@ -11,6 +11,7 @@ from dynalyze.models.protocol import Objective
 _FLAT = 1e-14  # eigenvalues this small against the largest are 0 to rounding
 _FIRST_STEP = 0.1  # change of log|θ| beyond which Newton's method is too far away to be tried
 _CHORD = 1e-3  # the Hessian is kept once a step changes no log|θ| by more than this
+_SETTLED = 1e-8  # change of log|θ| below which a residual that stays up is rounding
 _ROUNDING = 1e-13  # of g, in units of the largest of its terms
 _LAST_STEP = 1e-4  # relative to each product, once Newton's method has converged
 _PROBES = (1e-2, 1e-3, 1e-4, 1e-5)  # changes of log|θ| by which a soft direction is probed
@@ -95,9 +96,9 @@ def polish(
             break
         stagnating = trial_residual > 0.1 * residual
         theta, value, field, residual = trial, trial_value, trial_field, trial_residual
-        if residual <= tolerance and stagnating:
+        if residual <= tolerance and stagnating and moved <= _SETTLED:
             break
-        if moved > _CHORD:
+        if moved > _CHORD or stagnating:
             columns = objective.hessian_columns(theta, support)
             spectrum = scaled_spectrum(columns, support)
     # Where units are far apart, the rounding of some g_i may be more than the tolerance.

@@ -137,7 +137,7 @@ def limit_point(
                 return Transition(end, left, at_rest, path.orbit(end, coordinate))
             why = end
     except FlowError as error:
-        why = Rejection(str(error), conclusive=True)
+        why = why if why.conclusive else Rejection(str(error), conclusive=True)
     followed = (
         f"the orbit was followed for {objective.nfev} evaluations, to flow time {path.t_end:.3g} "
         f"after the activation and products up to {np.abs(theta).max():.3g}"
