@@ -90,6 +90,8 @@ def _verdict(
                 f": a near-tie, told apart only below α = 1e{np.floor(told_apart):.0f}; order and "
                 "times from here on depend on the initial weights"
             )
+        elif np.isnan(told_apart):
+            message += ": told apart below an α that is not known, the transition being too slow"
         else:
             message += f": told apart below α = {_scale(told_apart)}"
     left = prediction.left[k] if known else ()

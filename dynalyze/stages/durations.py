@@ -11,6 +11,8 @@ from dynalyze.stages.prediction import StagePrediction
 from dynalyze.stages.stationary import StationaryPoint
 from dynalyze.stages.transition import follow_to, orbit_stepper
 
+_MOST_EVALUATIONS = 300  # of one transition, ten times what most take
+
 
 def transition_durations(prediction: StagePrediction, objective: Objective) -> FloatArray:
     """Flow time of each transition, shape (K,); NaN where the flow cannot be followed."""
@@ -19,7 +21,14 @@ def transition_durations(prediction: StagePrediction, objective: Objective) -> F
     for k, (start, end) in enumerate(pairwise(points)):
         activated = int(prediction.coordinates[k]), int(prediction.signs[k])
         try:
-            orbit = follow_to(objective, start, *activated, end, stepper=orbit_stepper)
+            orbit = follow_to(
+                objective,
+                start,
+                *activated,
+                end,
+                stepper=orbit_stepper,
+                max_evaluations=_MOST_EVALUATIONS,
+            )
         except FlowError:
             continue
         durations[k] = orbit.duration

@@ -156,6 +156,7 @@ def follow_to(
     *,
     stepper: StepperFactory,
     deadline: float = np.inf,
+    max_evaluations: int = _MOST_EVALUATIONS,
 ) -> Orbit:
     """The orbit of eq. (11) to a limit point that is known.
 
@@ -165,18 +166,21 @@ def follow_to(
         As in `limit_point`.
     end : StationaryPoint
         θ^{k+1}.
+    max_evaluations : int
+        Of the field.
 
     Raises
     ------
     FlowError
         If the flow cannot be followed until its active products have come within 1% of `end`.
     """
+    objective = CountedObjective(objective)
     theta = onset(objective, start, coordinate, sign)
     chart = BalancedCoordinates(np.sign(theta))
     flow = stepper(objective, chart, chart.z_of_theta(theta))
     path, latest = OrbitPath(chart), _LATEST / abs(start.field[coordinate])
     goal = chart.z_of_theta(end.theta)[end.support]
-    while flow.t < latest:
+    while objective.nfev < max_evaluations and flow.t < latest:
         if time.monotonic() > deadline:
             raise UndecidedTransitionError("max_seconds passed")
         path.add(flow.step(), flow.z)
@@ -184,8 +188,8 @@ def follow_to(
         if 2 * np.abs(flow.z[end.support] - goal).max(initial=0.0) <= _NEARBY:
             return path.orbit(end, coordinate)
     raise FlowError(
-        f"the orbit was followed to flow time {flow.t:.3g} after the activation and has not come "
-        "to rest: its slowest product takes longer than that"
+        f"the orbit was followed for {objective.nfev} evaluations, to flow time {flow.t:.3g} after "
+        "the activation, and has not come to rest: its slowest product takes longer than that"
     )
 
 

@@ -66,12 +66,12 @@ WRONG = {
     "train foo": "invalid choice: 'foo'",
     "train vit --data none": "there is no file or folder none",
     "train vit --seed -1": "'-1' must be an integer, 0 or larger",
-    "train vit --epochs 0": "n_epochs must be at least 1, got 0",
+    "train vit --epochs 0": "n_epochs=0: must be a positive integer",
     "train vit --lr nan": "lr must be positive and finite, got nan",
     "train vit --workers 0": "'0' must be a positive integer",
     "train vit --image-size -1": "'-1' must be a positive integer",
     "train vit --max-seconds nan": "'nan' must be a number of seconds",
-    "train vit --checkpoint junk.pt --epochs 1": "junk.pt: File exists",
+    "train vit --checkpoint junk.pt --epochs 1": "checkpoint=junk.pt cannot be used as a folder",
 }
 
 
