@@ -25,7 +25,7 @@ METHODS = ("surrogate", "CVODE", "LSODA", "BDF", "Radau")
 _CONTINUE = "continue from here by simulate(..., start=trajectory)"
 _LARGEST_THETA = 1e15  # beyond, the flow has no limit that anybody asked for
 _LOSS_EVERY = 64  # evaluations between checks that the loss does not rise
-_REST_EVERY = 8  # steps between tests for rest, each of which may cost an evaluation
+_REST_EVERY = 8  # segments of steps between tests for rest, each of which may cost an evaluation
 _DENSE_TOL = 1e-2  # tolerance of the dense output's form, in units of the integrator's
 
 
@@ -37,7 +37,7 @@ class FlowState:
     t_rescaled: float  # t / log(1/α)
     z: FloatArray  # (p,), log coordinates
     theta: FloatArray  # (p,), products
-    n_steps: int  # accepted steps of this run
+    n_steps: int  # steps of this run that are completed
     nfev: int  # evaluations of the loss or the field in this run
 
 
@@ -94,6 +94,7 @@ class Run:
         self.origin = np.nan, np.full(init.n_products, np.nan)
         if start is not None:
             self.origin = start.origin_loss, start.origin_field
+        self.n_steps = 0
         self.loss: float | None = None
         self.loss_scale = 1.0
         self.loss_checked = 0  # evaluations made before the loss was last checked
@@ -122,12 +123,13 @@ class Run:
     def _steps(self, stepper: Stepper, bar: Any) -> tuple[str, str]:
         begun = time.monotonic()
         self._check_loss()
-        for n_steps in range(1, self.max_steps + 1):
-            ask = self.t_bound is None and n_steps % _REST_EVERY == 1
+        while stepper.n_steps < self.max_steps:
+            ask = self.t_bound is None and len(self.t) % _REST_EVERY == 1
             if ask and (ended := self.stationary(self.z[-1], stepper.field)):
                 self._check_loss()
                 return ended
             segment = stepper.step()
+            self.n_steps = stepper.n_steps
             self.counted.complaint = ""
             t = segment.t_end if self.t_bound is None else min(segment.t_end, self.t_bound)
             z = self.builder.add(segment, t)
@@ -194,7 +196,7 @@ class Run:
             t_rescaled=t / self.init.log_inverse_alpha,
             z=self.z[-1],
             theta=theta,
-            n_steps=len(self.t) - 1,
+            n_steps=self.n_steps,
             nfev=self.counted.nfev,
         )
 
@@ -213,6 +215,7 @@ class Run:
             dense=dense,
             init=self.init,
             product_names=tuple(self.objective.product_names),
+            n_steps=self.n_steps + (before.n_steps if before else 0),
             nfev=self.counted.nfev + (before.nfev if before else 0),
             nhev=self.counted.nhev + (before.nhev if before else 0),
             nhcol=self.counted.nhcol + (before.nhcol if before else 0),
