@@ -8,7 +8,7 @@ import numpy as np
 
 from dynalyze._collectives import every_rank, world
 from dynalyze._torch import torch
-from dynalyze._typing import Data
+from dynalyze._typing import ArrayLike, Data
 from dynalyze.errors import InvalidInputError
 from dynalyze.models.data import as_pair
 
@@ -68,6 +68,23 @@ def gather(data: Data) -> tuple[torch.Tensor, torch.Tensor]:
         if world()[1] > 1:
             stated |= {"data X": fingerprint([inputs]), "data y": fingerprint([targets])}
     return inputs, targets
+
+
+def refuse_other_order(data: Data, sample_weight: ArrayLike | None) -> None:
+    """Refuse weights of samples that a loader yields in another order than its data set's."""
+    if sample_weight is None:
+        return
+    utils = torch.utils.data
+    if not isinstance(data, utils.DataLoader) or isinstance(data.dataset, utils.IterableDataset):
+        return
+    batches = data.batch_sampler
+    plain = batches is None or type(batches) is utils.BatchSampler
+    if not plain or not isinstance(data.sampler, utils.SequentialSampler):
+        raise InvalidInputError(
+            f"sample_weight was given with a DataLoader that draws its samples in an order of its "
+            f"own ({type(data.sampler if plain else batches).__name__}), so that no weight can be "
+            "matched to its sample: use shuffle=False, or give the data set itself"
+        )
 
 
 def fingerprint(tensors: Iterable[torch.Tensor]) -> str:

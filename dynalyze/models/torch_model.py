@@ -11,7 +11,7 @@ from dynalyze._typing import ArrayLike, Data, FloatArray
 from dynalyze._warn import warn
 from dynalyze.errors import InvalidInputError, NonSmoothWarning, UpcastWarning
 from dynalyze.models.data import as_positive_int, normalized_sample_weight
-from dynalyze.models.torch_data import fingerprint, fingerprint_besides
+from dynalyze.models.torch_data import fingerprint, fingerprint_besides, refuse_other_order
 from dynalyze.models.torch_device import converted, private_copy, type_named, usable_device
 from dynalyze.models.torch_inspection import (
     check_modules,
@@ -242,7 +242,7 @@ class TorchModel:
             ``"mse"`` is torch.nn.MSELoss. A callable ``loss(output, target)`` returns one
             twice differentiable loss per sample, shape (n,); L is their mean.
         sample_weight : array_like, shape (n_samples,), optional
-            Non-negative weights; the mean over samples becomes a weighted mean.
+            Non-negative weights in the order of the data; the mean becomes a weighted mean.
 
         Raises
         ------
@@ -256,6 +256,7 @@ class TorchModel:
             If an operation of the forward pass or of the loss is not twice differentiable.
         """
         with every_rank() as stated:
+            refuse_other_order(data, sample_weight)
             inputs, targets, sample_loss, kinks = prepared(
                 self._network, data, loss, products_alone=True, second=True, known=self._non_smooth
             )
@@ -281,9 +282,8 @@ class TorchModel:
             objective = bound(self._dtype, slice(None))
             if self._dtype != torch.float64:
                 few = slice(_COMPARED)
-                objective.rounding = relative_difference(
-                    bound(self._dtype, few), bound(torch.float64, few)
-                )
+                single, double = bound(self._dtype, few), bound(torch.float64, few)
+                objective.rounding = relative_difference(single, double)
         return objective
 
     def prepare(

@@ -522,3 +522,22 @@ def test_missing_torch_names_the_extra(monkeypatch):
 
     with pytest.raises(MissingDependencyError, match=r'pip install "dynalyze\[torch\]"'):
         dynalyze.models.TorchModel(None, [])
+
+
+def test_weights_of_samples_that_a_loader_shuffles_are_refused():
+    X = torch.randn(12, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    samples = torch.utils.data.TensorDataset(X, X.sin())
+    weights = np.arange(1.0, 13.0)
+
+    def loader(**order):
+        return torch.utils.data.DataLoader(samples, batch_size=5, **order)
+
+    with pytest.raises(
+        InvalidInputError, match=r"order of its own \(RandomSampler\).*shuffle=False"
+    ):
+        bind(Net(), loader(shuffle=True), sample_weight=weights)
+    theta = np.full(3, 0.3)
+    in_order = bind(Net(), loader(shuffle=False), sample_weight=weights)
+    whole = bind(Net(), samples, sample_weight=weights)
+    np.testing.assert_allclose(in_order.field(theta), whole.field(theta), rtol=1e-12)
+    bind(Net(), loader(shuffle=True))  # without weights the order does not matter
