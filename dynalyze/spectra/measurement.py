@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from dynalyze._typing import FloatArray
-from dynalyze.spectra.history import effective_rank_bounds
 from dynalyze.spectra.low_rank import (
     Reference,
     change_core,
@@ -22,6 +21,7 @@ from dynalyze.spectra.low_rank import (
     repaired,
 )
 from dynalyze.spectra.options import RecordOptions
+from dynalyze.spectra.rank_measures import effective_rank_bounds
 
 Directions = tuple[Tensor, ...]  # left, right, and how many of them each head has
 FINITE, SLOW = 0, 1  # columns of the table of a measurement

@@ -7,7 +7,6 @@ from hypothesis import strategies as st
 
 torch = pytest.importorskip("torch")
 
-from dynalyze.spectra.history import effective_rank_bounds  # noqa: E402
 from dynalyze.spectra.low_rank import (  # noqa: E402
     Reference,
     change_core,
@@ -15,6 +14,7 @@ from dynalyze.spectra.low_rank import (  # noqa: E402
     leading_part,
     principal_angles,
 )
+from dynalyze.spectra.rank_measures import effective_rank_bounds  # noqa: E402
 
 
 def _factors(d: int, m: int, n_heads: int, decay: float, seed: int) -> tuple[torch.Tensor, ...]:
