@@ -11,6 +11,7 @@ from dynalyze.models.protocol import Objective
 _FLAT = 1e-14  # eigenvalues this small against the largest are 0 to rounding
 _FIRST_STEP = 0.1  # change of log|θ| beyond which Newton's method is too far away to be tried
 _CHORD = 1e-3  # the Hessian is kept once a step changes no log|θ| by more than this
+_SHRINKING = 0.9  # part of the step before it that a step makes where they add up
 _SETTLED = 1e-8  # change of log|θ| below which a residual that stays up is rounding
 _ROUNDING = 1e-13  # of g, in units of the largest of its terms
 _LAST_STEP = 1e-4  # relative to each product, once Newton's method has converged
@@ -82,12 +83,13 @@ def polish(
     residual = _largest(field[support])
     columns = objective.hessian_columns(theta, support)
     spectrum = scaled_spectrum(columns, support)
+    moved = np.inf
     while True:
         trial = theta.copy()
         trial[support] += spectrum.solve(field[support])
         if np.any(np.sign(trial[support]) != signs):
             return Rejection("Newton's step changes a sign")
-        moved = _largest(np.log(trial[support] / theta[support]))
+        before, moved = moved, _largest(np.log(trial[support] / theta[support]))
         if moved > _FIRST_STEP:
             return Rejection(f"Newton's step moves a product by {np.expm1(moved):.1%}")
         trial_value, trial_field = objective.value_and_field(trial)
@@ -96,7 +98,9 @@ def polish(
             break
         stagnating = trial_residual > 0.1 * residual
         theta, value, field, residual = trial, trial_value, trial_field, trial_residual
-        if residual <= tolerance and stagnating and moved <= _SETTLED:
+        # At a degenerate minimum every step is a fixed part of the one before it.
+        closing_in = _SETTLED < moved < _SHRINKING * before
+        if residual <= tolerance and stagnating and not closing_in:
             break
         if moved > _CHORD or stagnating:
             columns = objective.hessian_columns(theta, support)

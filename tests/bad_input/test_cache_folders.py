@@ -122,15 +122,17 @@ def test_generated_code_needs_no_folder(tmp_path: Path, why: str):
 def test_a_formula_compiled_once_is_loaded_by_the_next_process(tmp_path: Path):
     script = tmp_path / "script.py"
     script.write_text(_FORMULA, encoding="utf-8")
+    # Not beside the script, where its folder "dynalyze" would stand for the package.
+    cache = tmp_path / "cache"
     kept = []
     for _ in range(2):
         done = subprocess.run(
             [sys.executable, str(script)],
             capture_output=True,
             text=True,
-            env=os.environ | {"XDG_CACHE_HOME": str(tmp_path)},
+            env=os.environ | {"XDG_CACHE_HOME": str(cache)},
             check=True,
         )
         assert (done.stdout, done.stderr) == ("0.5\n", "")
-        kept.append({file.name: file.stat().st_mtime_ns for file in tmp_path.rglob("*.nb?")})
+        kept.append({file.name: file.stat().st_mtime_ns for file in cache.rglob("*.nb?")})
     assert kept[0] == kept[1] != {}

@@ -39,7 +39,7 @@ def test_rare_targets_are_no_divergence(n_samples, optimizer, seed):
 
 def test_adam_from_a_loss_near_zero_is_no_divergence():
     run = train(
-        DiagonalHead(D), (X, np.zeros_like(X)), init=start(log10_alpha=-6.0), lr=1e-2, steps=100,
+        DiagonalHead(D), (X, np.zeros_like(X)), init=start(log10_alpha=-3.0), lr=1.0, steps=100,
         optimizer="adam",
     )  # fmt: skip
     assert run.losses.max() > 1e6 * run.losses[0]
