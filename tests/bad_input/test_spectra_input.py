@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
+from attention_modules import SeparateProjections  # noqa: E402
 from torch import nn  # noqa: E402
 
 from dynalyze import spectra  # noqa: E402
@@ -39,21 +40,10 @@ def test_tied_layers() -> None:
 
 
 def test_queries_tied_to_keys() -> None:
-    class Shared(nn.Module):
+    class Shared(SeparateProjections):
         def __init__(self) -> None:
-            super().__init__()
-            self.num_heads = 2
-            self.q_proj = self.k_proj = nn.Linear(8, 8)
-            self.v_proj, self.o_proj = nn.Linear(8, 8), nn.Linear(8, 8)
-
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            n, t, d = x.shape
-            q, k, v = (
-                f(x).reshape(n, t, self.num_heads, -1).transpose(1, 2)
-                for f in (self.q_proj, self.k_proj, self.v_proj)
-            )
-            heads = nn.functional.scaled_dot_product_attention(q, k, v)
-            return self.o_proj(heads.transpose(1, 2).reshape(n, t, d))
+            super().__init__(width=8)
+            self.k_proj = self.q_proj
 
     with pytest.raises(InvalidInputError, match=r"for both W_Q and W_K"):
         spectra.track(Shared())

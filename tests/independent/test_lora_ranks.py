@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
+from attention_modules import SeparateProjections  # noqa: E402
 from torch import nn  # noqa: E402
 
 from dynalyze import spectra  # noqa: E402
@@ -17,22 +18,10 @@ pytestmark = [
 ]
 
 
-class _Block(nn.Module):
+class _Block(SeparateProjections):
     def __init__(self) -> None:
-        super().__init__()
-        self.num_heads = 2
-        self.q_proj, self.k_proj = nn.Linear(12, 12), nn.Linear(12, 12)
-        self.v_proj, self.o_proj = nn.Linear(12, 12), nn.Linear(12, 12)
+        super().__init__(width=12)
         self.mlp = nn.Linear(12, 20)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        n, t, d = x.shape
-        q, k, v = (
-            f(x).reshape(n, t, self.num_heads, -1).transpose(1, 2)
-            for f in (self.q_proj, self.k_proj, self.v_proj)
-        )
-        heads = nn.functional.scaled_dot_product_attention(q, k, v)
-        return self.o_proj(heads.transpose(1, 2).reshape(n, t, d))
 
 
 def _move(weight: torch.Tensor, values: list[float], seed: int) -> None:

@@ -9,6 +9,7 @@ import pytest
 from claims import every
 
 torch = pytest.importorskip("torch")
+from attention_modules import SeparateProjections  # noqa: E402
 from fake_device import fake_device  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 
@@ -23,26 +24,9 @@ pytestmark = [
 ]
 
 
-class Attention(nn.Module):
-    def __init__(self, width: int = 16, heads: int = 2) -> None:
-        super().__init__()
-        self.num_heads = heads
-        self.q_proj, self.k_proj = nn.Linear(width, width), nn.Linear(width, width)
-        self.v_proj, self.o_proj = nn.Linear(width, width), nn.Linear(width, width)
-
-    def forward(self, x: Tensor) -> Tensor:
-        n, t, d = x.shape
-        q, k, v = (
-            f(x).reshape(n, t, self.num_heads, -1).transpose(1, 2)
-            for f in (self.q_proj, self.k_proj, self.v_proj)
-        )
-        heads = nn.functional.scaled_dot_product_attention(q, k, v)
-        return self.o_proj(heads.transpose(1, 2).reshape(n, t, d))
-
-
 def _model(n_layers: int = 1, **sizes: int) -> nn.Module:
     torch.manual_seed(0)
-    return nn.Sequential(*(Attention(**sizes) for _ in range(n_layers)))
+    return nn.Sequential(*(SeparateProjections(**sizes) for _ in range(n_layers)))
 
 
 def _move(model: nn.Module, size: float = 0.1, *, only: str = "") -> None:
