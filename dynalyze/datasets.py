@@ -11,6 +11,7 @@ import numpy as np
 from dynalyze._typing import FloatArray
 from dynalyze.errors import InvalidInputError, MissingDependencyError
 from dynalyze.models.attention_head import AttentionHead
+from dynalyze.models.data import as_generator
 
 # Products of the teacher behind the paper's Figures 2 and 6–8, coordinates 40 to 49; the others
 # are 0. Read off the figures' vector paths (α = 1e-32; the last four of W_V W_O at α = 0.1).
@@ -87,7 +88,7 @@ def toy_head(
     Dataset
         X and y of shape (n_samples, n_tokens, d_model).
     """
-    generator = np.random.default_rng(rng)
+    generator = as_generator(rng)
     X = generator.standard_normal((n_samples, n_tokens, d_model))
     theta = _teacher(teacher, d_model, generator)
     return Dataset(X, AttentionHead(d_model).predict(theta, X))

@@ -9,6 +9,7 @@ import numpy as np
 from dynalyze._typing import ArrayLike, FloatArray
 from dynalyze.errors import InvalidInputError
 from dynalyze.flow.coordinates import LogCoordinates
+from dynalyze.models.data import as_generator
 
 _LOG_10 = float(np.log(10))
 _LOWEST_LOG10_ALPHA = -1e290
@@ -101,7 +102,7 @@ class Initialization:
         scale : float, optional
             Standard deviation of the entries of u0 and v0.
         """
-        generator = np.random.default_rng(rng)
+        generator = as_generator(rng)
         u0, v0 = scale * generator.standard_normal((2, n_products))
         return cls(u0, v0, log10_alpha=log10_alpha)
 

@@ -34,6 +34,22 @@ def as_pair(data: Data) -> tuple[ArrayLike, ArrayLike]:
     raise InvalidInputError(f"data must be a pair of arrays (X, y), received {received}{remedy}")
 
 
+def as_generator(rng: np.random.Generator | int | None) -> np.random.Generator:
+    """The generator that `rng` is, or that it seeds.
+
+    Raises
+    ------
+    InvalidInputError
+        If it is neither a generator nor a seed.
+    """
+    try:
+        return np.random.default_rng(rng)
+    except (TypeError, ValueError) as error:
+        raise InvalidInputError(
+            f"rng={rng!r} must be a numpy.random.Generator or a non-negative integer: {error}"
+        ) from error
+
+
 def as_finite_array(values: ArrayLike, name: str, axes: Sequence[str]) -> FloatArray:
     """Return `values` as a contiguous float64 array, checked.
 

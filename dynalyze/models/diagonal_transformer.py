@@ -7,7 +7,7 @@ import numpy as np
 from dynalyze._torch import torch
 from dynalyze._typing import ArrayLike, Data, FloatArray, IntArray
 from dynalyze.errors import InvalidInputError
-from dynalyze.models.data import as_finite_array, as_positive_int, as_products
+from dynalyze.models.data import as_finite_array, as_generator, as_positive_int, as_products
 from dynalyze.models.torch_loss import SampleLoss
 from dynalyze.models.torch_model import TorchModel
 from dynalyze.models.torch_objective import TorchObjective
@@ -81,7 +81,7 @@ class DiagonalTransformer(torch.nn.Module):
             raise InvalidInputError(f'output={output!r} is not known: choose "tokens" or "pooled"')
         self.pre_norm = pre_norm
         self.output = output
-        generator = np.random.default_rng(rng)
+        generator = as_generator(rng)
         d_mlp = as_positive_int(2 * self.d_model if d_mlp is None else d_mlp, "d_mlp")
         W_A, W_B = (self._feedforward(feedforward, side, d_mlp, generator) for side in (0, 1))
         if W_A is not None and W_B is not None and W_A.shape != W_B.shape:

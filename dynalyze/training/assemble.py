@@ -18,6 +18,7 @@ from dynalyze._typing import Data, IntArray
 from dynalyze._warn import warn
 from dynalyze.errors import DynalyzeWarning, InvalidInputError, LearningRateWarning
 from dynalyze.flow.initialization import Initialization
+from dynalyze.models.data import as_generator
 from dynalyze.models.losses import loss_name
 from dynalyze.models.torch_calculus import differentiable_attention
 from dynalyze.models.torch_data import fingerprint, fingerprint_besides
@@ -138,7 +139,7 @@ def _loop(
     """The loop at its first step."""
     inputs, targets, loss = problem
     place, dtype = trainable.model.device, trainable.dtype
-    generators = [] if options.batch_size is None else list(map(np.random.default_rng, seeds))
+    generators = [] if options.batch_size is None else list(map(as_generator, seeds))
     recording = options.recording if options.recording is not None else Recording()
     every, check_every = recording.resolved(
         options.n_steps, matrices=trainable.matrices, cuda=place.type == "cuda"

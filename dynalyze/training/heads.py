@@ -5,7 +5,7 @@ import numpy as np
 from dynalyze._torch import torch
 from dynalyze._typing import ArrayLike, Data
 from dynalyze.models.attention_head import AttentionHead
-from dynalyze.models.data import as_positive_int
+from dynalyze.models.data import as_generator, as_positive_int
 from dynalyze.models.torch_loss import SampleLoss
 from dynalyze.models.torch_model import TorchModel
 from dynalyze.models.torch_objective import TorchObjective
@@ -130,7 +130,7 @@ class FullHead(torch.nn.Module):
 def _draw(
     module: torch.nn.Module, shape: tuple[int, ...], rng: np.random.Generator | int | None
 ) -> None:
-    generator = np.random.default_rng(rng)
+    generator = as_generator(rng)
     for name in ("w_k", "w_q", "w_v", "w_o"):
         value = torch.from_numpy(generator.standard_normal(shape))
         module.register_parameter(name, torch.nn.Parameter(value))

@@ -1,8 +1,9 @@
 """The options of a training run, checked once."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any, TypedDict
 
 import numpy as np
@@ -18,6 +19,13 @@ from dynalyze.training.trainable import Weights, flow_steps, flow_time_per_step
 
 OPTIMIZERS = ("gd", "sgd", "adam")
 _DIVERGED = 100.0
+_KINDS: tuple[tuple[str, Any, str], ...] = (
+    ("lr", Real | np.ndarray | torch.Tensor, "a positive number"),
+    ("optimizer_options", Mapping, "a mapping, such as {'momentum': 0.9}"),
+    ("recording", Recording, "a Recording, such as Recording(every=10)"),
+    ("checkpoint", str | os.PathLike, "the path of a folder"),
+    ("callback", Callable, "a function of the step and the losses"),
+)
 
 
 class Keywords(TypedDict, total=False):
@@ -61,6 +69,10 @@ class Options:
     progress: bool = False
 
     def __post_init__(self) -> None:
+        for name, kinds, wanted in _KINDS:
+            value = getattr(self, name)
+            if value is not None and (not isinstance(value, kinds) or value == ""):
+                raise InvalidInputError(f"{name}={value!r} must be {wanted}")
         # NumPy's scalars are welcome; torch and JSON get Python's.
         plain: dict[str, Any] = {
             "optimizer_options": _plain(self.optimizer_options or {}),
@@ -118,10 +130,13 @@ class Options:
         """The torch optimizer of `weights`, which are updated in place."""
         kind: Any = torch.optim.Adam if self.optimizer == "adam" else torch.optim.SGD
         given = dict(self.optimizer_options or {})
+        probe = torch.zeros_like(next(iter(weights.values()))).requires_grad_()
+        probe.grad = torch.zeros_like(probe)
         try:
+            kind([probe], lr=self.lr, **given).step()  # some options show only here
             # Both act elementwise, so that stacked runs do not meet in them either.
             made: torch.optim.Optimizer = kind(list(weights.values()), lr=self.lr, **given)
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, RuntimeError, AssertionError) as error:
             raise InvalidInputError(
                 f"optimizer_options={given!r}: torch.optim.{kind.__name__} does not take them "
                 f"({error})"

@@ -14,7 +14,7 @@ from dynalyze.errors import InvalidInputError
 from dynalyze.flow.initialization import Initialization, check_initialization
 from dynalyze.models.attention_head import AttentionHead
 from dynalyze.models.data import as_positive_int
-from dynalyze.models.torch_device import private_copy
+from dynalyze.models.torch_device import private_copy, usable_device
 from dynalyze.models.torch_loss import SampleLoss
 from dynalyze.models.torch_model import TorchModel
 from dynalyze.training.heads import DiagonalHead, FullHead
@@ -130,7 +130,10 @@ def as_trainable(model: object, *, device: str | torch.device | None = None) -> 
                 "model is a function h(x; θ), which has no weights to train: give a module and "
                 "the names of its products"
             )
-        return _trainable(model, model.products, False, model.product_names)
+        placed = model
+        if device is not None and usable_device(device) != model.device:
+            placed = TorchModel(model.module, model.products, device=device, parameters="frozen")
+        return _trainable(placed, model.products, False, model.product_names)
     if isinstance(model, torch.nn.Module):
         names: Sequence[str] = getattr(model, "product_names", ())
         if isinstance(model, FullHead):

@@ -40,3 +40,9 @@ def test_from_weights_refuses_what_is_not_small():
         Initialization.from_weights([1e-5], [2e-5], log10_alpha=-1000)
     with pytest.raises(InvalidInputError, match=r"u has shape \(\)"):
         Initialization.from_weights(1e-5, 2e-5)
+
+
+@pytest.mark.parametrize("rng", ["a", -1, 0.5])
+def test_what_is_no_seed(rng):
+    with pytest.raises(InvalidInputError, match=r"rng=.* must be a numpy\.random\.Generator or a"):
+        Initialization.gaussian(3, log10_alpha=-2, rng=rng)

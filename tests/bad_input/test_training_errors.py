@@ -47,12 +47,31 @@ def start(log10_alpha=-2.0, n=2 * D, seed=1):
         ({"init": start(n=4)}, "init has 4 entries in u0 and in v0, and the model 6"),
         ({"init": start(-200)}, r"log10_alpha=-200 is below -150, .* use dynalyze.simulate"),
         ({"loss": "l1"}, "loss='l1' is not known"),
+        ({"lr": "0.1"}, "lr='0.1' must be a positive number"),
+        ({"recording": 5}, r"recording=5 must be a Recording, such as Recording\(every=10\)"),
+        ({"callback": "stop"}, "callback='stop' must be a function of the step"),
+        ({"checkpoint": 5}, "checkpoint=5 must be the path of a folder"),
+        ({"checkpoint": ""}, "checkpoint='' must be the path of a folder"),
+        ({"optimizer_options": [("momentum", 0.5)]}, "optimizer_options=.* must be a mapping"),
+        ({"optimizer_options": {"differentiable": True}}, "torch.optim.SGD does not take them"),
+        (
+            {"optimizer": "adam", "optimizer_options": {"betas": (0.9, 0.99, 0.9)}},
+            "torch.optim.Adam does not take them",
+        ),
+        ({"optimizer": "sgd", "batch_size": 2, "rng": "a"}, "rng='a' must be a numpy.random.Gen"),
+        ({"optimizer": "sgd", "batch_size": 2, "rng": -1}, "rng=-1 must be .* non-negative int"),
     ],
 )
 def test_options(change, text):
     options = {"init": start(), "lr": 0.1, "steps": 5} | change
     with pytest.raises(InvalidInputError, match=text):
         train(DiagonalHead(D), DATA, **options)
+
+
+def test_the_device_of_a_torch_model_is_checked_too():
+    model = TorchModel(DiagonalHead(D), DiagonalHead(D).products)
+    with pytest.raises(InvalidInputError, match="device='nowhere' is not a torch device"):
+        train(model, DATA, init=start(), lr=0.1, steps=1, device="nowhere")
 
 
 def test_full_heads_have_a_smallest_scale():

@@ -1,7 +1,9 @@
 """A checkpoint is continued by the run that made it, and by no other."""
 
+import argparse
 import functools
 import json
+import types
 
 import numpy as np
 import pytest
@@ -104,6 +106,83 @@ def test_the_architecture_of_a_transformer_is_part_of_the_run(change, text, tmp_
     train(DiagonalTransformer(D, n_layers=2, rng=0), DATA, **options)
     with pytest.raises(InvalidInputError, match=f"is of another run: {text}"):
         train(DiagonalTransformer(D, n_layers=2, rng=0, **change), DATA, **options)
+
+
+SCALE, SETTINGS, OPTIONS = 1.0, {"scale": 1.0}, argparse.Namespace(scale=1.0, log="a")
+HELPERS = types.ModuleType("helpers")
+HELPERS.scale = 1.0
+
+
+class Settings:
+    scale = 1.0
+
+
+def double(x):
+    return 2 * x
+
+
+class Referring(DiagonalHead):
+    factor = 1.0
+
+    @staticmethod
+    def act(x):
+        return x
+
+    @property
+    def half(self):
+        return 0.5
+
+    def forward(self, x):
+        scale = SCALE * SETTINGS["scale"] * OPTIONS.scale * HELPERS.scale * Settings.scale
+        return super().forward(self.act(double(x)) * self.factor * self.half) * scale
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda patch: patch.setitem(globals(), "SCALE", 2.0),
+        lambda patch: patch.setitem(SETTINGS, "scale", 2.0),
+        lambda patch: patch.setattr(OPTIONS, "scale", 2.0),
+        lambda patch: patch.setattr(HELPERS, "scale", 2.0),
+        lambda patch: patch.setattr(Settings, "scale", 2.0),
+        lambda patch: patch.setitem(globals(), "double", lambda x: 3 * x),
+        lambda patch: patch.setattr(Referring, "factor", 2.0),
+        lambda patch: patch.setattr(Referring, "act", staticmethod(lambda x: -x)),
+        lambda patch: patch.setattr(Referring, "half", property(lambda self: 0.25)),
+    ],
+    ids=["global", "dict", "options", "module", "class", "function", "value", "static", "property"],
+)
+def test_what_the_methods_of_a_module_refer_to_is_part_of_the_run(change, tmp_path, monkeypatch):
+    run(tmp_path, Referring(D))
+    with monkeypatch.context() as patch:
+        patch.setattr(OPTIONS, "log", "b")  # no method names it
+        assert run(tmp_path, Referring(D), steps=9).success
+        change(patch)
+        with pytest.raises(InvalidInputError, match=r"is of another run: model\.class was"):
+            run(tmp_path, Referring(D), steps=10)
+    assert run(tmp_path, Referring(D), steps=10).success
+
+
+@pytest.mark.parametrize("where", [HELPERS, Settings], ids=["module", "class"])
+def test_what_a_loss_takes_from_a_module_or_a_class_is_part_of_the_run(where, monkeypatch):
+    def loss(output, target):
+        return where.scale * squares(output, target)
+
+    before = describe(loss)
+    monkeypatch.setattr(where, "scale", 2.0)
+    assert describe(loss) != before
+
+
+def test_a_module_with_another_hook_is_another_run(tmp_path):
+    def hooked(factor):
+        head = DiagonalHead(D)
+        head.register_forward_hook(lambda module, inputs, output: factor * output)
+        return head
+
+    run(tmp_path, hooked(1.0))
+    assert run(tmp_path, hooked(1.0), steps=9).success
+    with pytest.raises(InvalidInputError, match=r"is of another run: model\._forward_hooks"):
+        run(tmp_path, hooked(2.0))
 
 
 def test_a_module_with_another_forward_is_another_run(tmp_path):
