@@ -61,9 +61,14 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 def run(arguments: argparse.Namespace) -> int:
     """Read the checkpoints, print the ranks, and write what was asked for."""
     from dynalyze.spectra import track_checkpoints
+    from dynalyze.spectra.recognition import natural_order
 
+    checkpoints = arguments.checkpoints
+    if arguments.steps is None and checkpoints == sorted(checkpoints):
+        # A shell puts checkpoint-1000 before checkpoint-200.
+        checkpoints = sorted(checkpoints, key=natural_order)
     history = track_checkpoints(
-        arguments.checkpoints,
+        checkpoints,
         n_heads=arguments.heads,
         steps=arguments.steps,
         reference=arguments.reference,

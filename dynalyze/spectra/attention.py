@@ -95,8 +95,19 @@ def attention_products(
 
 
 def model_lookup(model: nn.Module) -> Lookup:
-    """Tensor of a name in `model`, as it is now."""
-    return lambda name: resolve(model, name)
+    """Tensor of a name in `model`, as it is now, also where adapters have been unloaded."""
+
+    def lookup(name: str) -> Tensor:
+        for now in (name, name.replace(".base_layer.", ".")):
+            try:
+                return resolve(model, now)
+            except AttributeError:
+                continue
+        raise InvalidInputError(
+            f"the model no longer has the weight {name}: make a new tracker after changing modules."
+        )
+
+    return lookup
 
 
 def find_sources(

@@ -5,6 +5,7 @@ import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +57,7 @@ def track_checkpoints(
         the first checkpoint (for checkpoints of `dynalyze.training`, their ``state.json``).
     steps : sequence of int, optional
         Training step of each checkpoint; by default the last number in each name if they all have
-        one and it grows, and 0, 1, 2, … otherwise.
+        one, and 0, 1, 2, … otherwise.
     reference : path or state dict, optional
         What the change is measured from; the first checkpoint by default.
     n_values, spectrum, n_directions, rank_tolerance, dtype, layouts, layers
@@ -85,10 +86,8 @@ def track_checkpoints(
         raise InvalidInputError("checkpoints is empty: give at least one path.")
     if steps is None:
         steps = _steps_from_names(checkpoints)
-    elif len(steps) != len(checkpoints):
-        raise InvalidInputError(
-            f"steps has {len(steps)} entries for {len(checkpoints)} checkpoints: give one each."
-        )
+    _check_steps(steps, len(checkpoints))
+    _refuse_one_state_twice(checkpoints)
     first = checkpoints[0] if reference is None else reference
     weights = _open(first)
     if model is not None:
@@ -103,11 +102,14 @@ def track_checkpoints(
     options = RecordOptions(n_values, spectrum, n_directions, rank_tolerance, dtype)
     recorder = Recorder(sources, stored_in_use(weights, stored_weights(sources)), options)
     del weights
-    unreadable: list[SavedFileError] = []
+    unreadable: list[Exception] = []
     for step, checkpoint in zip(steps, checkpoints, strict=True):
         try:
             recorder.record(stored_lookup(_open(checkpoint), names), int(step))
-        except SavedFileError as error:
+        except (SavedFileError, FileNotFoundError) as error:
+            # A run that is killed while it saves leaves a folder without its weights or index.
+            if isinstance(error, FileNotFoundError) and not Path(str(checkpoint)).is_dir():
+                raise
             unreadable.append(error)
     if len(unreadable) == len(checkpoints):
         raise unreadable[0]
@@ -118,6 +120,29 @@ def track_checkpoints(
             UnreadableCheckpointWarning,
         )
     return recorder.history
+
+
+def _check_steps(steps: Sequence[int], n_checkpoints: int) -> None:
+    if len(steps) != n_checkpoints:
+        raise InvalidInputError(
+            f"steps has {len(steps)} entries for {n_checkpoints} checkpoints: give one each."
+        )
+    if not all(isinstance(s, Integral) for s in steps) or any(a >= b for a, b in pairwise(steps)):
+        raise InvalidInputError(f"steps must be whole numbers that grow, got {list(steps)}.")
+
+
+def _refuse_one_state_twice(checkpoints: Sequence[Any]) -> None:
+    """What `state_dict` returns moves on with the model: kept twice, it is the last state twice."""
+    states = {id(state): state for state in checkpoints if isinstance(state, dict)}
+    places = {
+        frozenset(w.data_ptr() for w in state.values() if isinstance(w, Tensor))
+        for state in states.values()
+    }
+    if len(places) < len(states):
+        raise InvalidInputError(
+            "checkpoints holds state dicts that share their memory, and so are one state: keep "
+            "copies while training, as in {n: w.clone() for n, w in model.state_dict().items()}."
+        )
 
 
 def _open(checkpoint: str | os.PathLike[str] | Mapping[str, Tensor]) -> Mapping[str, Tensor]:
@@ -185,7 +210,11 @@ def _steps_from_names(checkpoints: Sequence[Any]) -> list[int]:
             if found:
                 numbers.append(int(found[-1]))
                 break
-    growing = all(a < b for a, b in pairwise(numbers))
-    if len(numbers) == len(checkpoints) and growing:
-        return numbers
-    return list(range(len(checkpoints)))
+    if len(numbers) < len(checkpoints) or len(set(numbers)) < len(numbers):
+        return list(range(len(checkpoints)))
+    if numbers != sorted(numbers):
+        raise InvalidInputError(
+            f"checkpoints must come in the order of training, but the numbers in their names, "
+            f"{numbers}, do not grow (shells and glob sort by letters): sort them, or give steps=."
+        )
+    return numbers

@@ -24,6 +24,7 @@ _NORMS = (
 )  # fmt: skip
 _POOLING = ("pool_q", "pool_k", "pool", "q_stride", "sr", "conv_proj_q", "downsample")
 _PLAIN = (int, float, str, bool, tuple, type(None), torch.Size)
+_EVERY_MODULE_HAS = frozenset(vars(nn.Module()))
 _NUMBERS = ("layer_idx", "layer_index", "layer_id", "layer_number", "block_idx")
 _HOW = (
     "declare where the weights are, as in layouts={{{name!r}: AttentionLayout(query, key, value, "
@@ -81,16 +82,23 @@ def _kind(candidate: Candidate, call: Call | None) -> Any:
         plain = {
             key: value if isinstance(value, _PLAIN) else (type(value), id(value))
             for key, value in vars(module).items()
-            if not key.startswith("_") and key not in _NUMBERS
+            if key not in _NUMBERS and key not in _EVERY_MODULE_HAS
         }
         tensors = {
             key: (value.shape, value.dtype, value.device)
             for key, value in (*module._parameters.items(), *module._buffers.items())
             if value is not None
         }
-        settings.append((name, type(module), repr(plain), repr(tensors)))
+        indices = [hash(b.numpy(force=True).tobytes()) for b in _indices(module)]
+        settings.append((name, type(module), repr(plain), repr(tensors), *indices))
     given = None if call is None else repr(converted((call.args, dict(call.kwargs)), _shape))
     return candidate.declared, len(candidate.sources), tuple(settings), given
+
+
+def _indices(module: nn.Module) -> list[Tensor]:
+    """Buffers of integers, which may say where heads are."""
+    found = [buffer for buffer in module._buffers.values() if buffer is not None]
+    return [b for b in found if not (b.is_meta or b.is_floating_point() or b.is_complex())]
 
 
 def _shape(value: Tensor) -> Any:

@@ -125,8 +125,9 @@ BUILT_IN: tuple[AttentionLayout, ...] = (
     _apart("query", "key", "value", "dense"),
     _fused("Wqkv.weight", "out_proj.weight"),
     _fused("Wqkv.weight", "Wo.weight"),
-    # timm: class attention, CrossViT; Twins, PVT, VOLO; gated positions of ConViT
+    # timm: class attention, CrossViT; EVA; Twins, PVT, VOLO; gated positions of ConViT
     _apart("q", "k", "v", "proj"),
+    _apart("q_proj", "k_proj", "v_proj", "proj"),
     _apart("wq", "wk", "wv", "proj"),
     _apart("query", "key", "value", "proj"),
     AttentionLayout(

@@ -23,7 +23,7 @@ from dynalyze.spectra.sources import Adapter, AttentionSource, StoredWeight
 
 Layouts: TypeAlias = Mapping[str | type[nn.Module], AttentionLayout]
 FROM_NAMES = "layout taken from the names of the saved weights: pass model= to have it confirmed"
-_WRAPPERS = ("module.", "_orig_mod.", "base_model.model.", "_forward_module.")
+_WRAPPERS = ("module.", "base_model.model.", "_forward_module.")
 
 
 def resolve(root: Any, name: str) -> Any:
@@ -72,8 +72,9 @@ def recognise(module: nn.Module, name: str, layouts: Layouts) -> Candidate | Non
             "weights in use are not W + s B A in every version of peft: save merged copies of the "
             "model (merge_and_unload) and pass them to track_checkpoints."
         )
-    # Differential attention subtracts two softmaxes: its queries are not one per head.
-    if hasattr(module, "lambda_q1"):
+    # Differential attention subtracts two softmaxes: its queries are not one per head. A compiled
+    # module shows the attributes of the one that it wraps, which is found inside it.
+    if hasattr(module, "lambda_q1") or "_orig_mod" in module._modules:
         return None
     matches = (
         _match(module, name, variant)
@@ -158,16 +159,26 @@ def _stored(
     path, _, leaf = part.weight.rpartition(".")
     holder = resolve(module, path) if path else module
     stored = prefix + part.weight
-    adapted_by = None
-    if isinstance(holder, nn.Module) and hasattr(holder, "base_layer"):
+    own = holder._parameters if isinstance(holder, nn.Module) else {}
+    if f"{leaf}_orig" in own or f"{leaf}_g" in own:
+        raise InvalidInputError(
+            f"{stored} is computed anew by each forward pass (torch.nn.utils.weight_norm, "
+            "spectral_norm or prune), so that it is behind what the optimizer has changed: use "
+            "torch.nn.utils.parametrizations, or make the weights permanent (prune.remove)."
+        )
+    if hasattr(holder, "base_layer"):
         stored = f"{prefix}{path}.base_layer.{leaf}"
-        adapted_by = partial(_adapters, holder, f"{prefix}{path}.")
+    adapted_by = partial(_adapters, module, path, f"{prefix}{path}.") if path else None
+    if adapted_by is not None:
         adapted_by()  # refuses kinds that are not W + s B A
     return StoredWeight(stored, part.part, part.parts, part.per_head, transposed, adapted_by)
 
 
-def _adapters(layer: Any, prefix: str) -> tuple[Adapter, ...]:
-    """What the layer adds to its stored weight now."""
+def _adapters(module: nn.Module, path: str, prefix: str) -> tuple[Adapter, ...]:
+    """What the layer at `path`, which peft may have wrapped by now, adds to its stored weight."""
+    layer: Any = resolve(module, path)
+    if not hasattr(layer, "base_layer"):
+        return ()
     kind = type(layer).__name__
     low_rank = isinstance(getattr(layer, "lora_A", None), nn.ModuleDict)
     variants_of = getattr(layer, "lora_variant", {})
@@ -191,6 +202,7 @@ def _adapters(layer: Any, prefix: str) -> tuple[Adapter, ...]:
 
 def display_name(name: str) -> str:
     """Name of a layer without the prefixes of wrappers (DDP, compile, peft)."""
+    name = ".".join(part for part in name.split(".") if part != "_orig_mod")
     wrapped = True
     while wrapped:
         bare = reduce(str.removeprefix, _WRAPPERS, name)

@@ -86,7 +86,7 @@ def _weights_in(folder: Path) -> Path:
 def _open_sharded(index: Path) -> StoredWeights:
     try:
         names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-    except (ValueError, KeyError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise SavedFileError(
             f"{index} is not an index of sharded weights ({error!r}): restore a copy, or name "
             "the file of weights itself."
@@ -134,7 +134,7 @@ def _open_torch(path: Path) -> Mapping[str, Tensor]:
         raise SavedFileError(
             f"{path} holds a {type(state).__name__}, not weights by name: save model.state_dict()."
         )
-    weights = {name: value for name, value in state.items() if isinstance(value, Tensor)}
+    weights = {str(name): value for name, value in state.items() if isinstance(value, Tensor)}
     if not weights:
         raise SavedFileError(f"{path} holds no tensors: save model.state_dict().")
     return weights

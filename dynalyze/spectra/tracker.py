@@ -14,7 +14,7 @@ from dynalyze._warn import warn
 from dynalyze.errors import InvalidInputError, UncountedStepsWarning
 from dynalyze.spectra.attention import check_trained, find_sources, model_lookup
 from dynalyze.spectra.history import SpectraHistory
-from dynalyze.spectra.options import RecordOptions
+from dynalyze.spectra.options import RecordOptions, is_whole
 from dynalyze.spectra.recognition import Layouts
 from dynalyze.spectra.recorder import Recorder
 from dynalyze.spectra.sources import stored_weights
@@ -236,8 +236,10 @@ def track(
     >>> tracker.history.steps.tolist()
     [0, 2, 4]
     """
-    if every < 1:
-        raise InvalidInputError(f"every must be at least 1 step, got {every}.")
+    if not is_whole(every, 1):
+        raise InvalidInputError(f"every must be at least 1 step, got {every!r}.")
+    if not is_whole(first_step, 0):
+        raise InvalidInputError(f"first_step must be a number of steps, got {first_step!r}.")
     options = RecordOptions(n_values, spectrum, n_directions, rank_tolerance, dtype)
     sources = find_sources(model, layouts=layouts, layers=layers, inputs=inputs)
     check_trained(model, sources, allow_tied=allow_tied, allow_frozen=allow_frozen)

@@ -164,3 +164,29 @@ def test_modules_with_heads_that_are_not_recognised_are_announced() -> None:
     with pytest.warns(AttentionLeftOutWarning, match=r"1 modules .* '1' \(Mixer\)"):
         spectra.attention_products(model)
     spectra.attention_products(model, layers="0")
+
+
+def test_layers_of_one_class_whose_private_settings_or_buffers_differ_are_asked_each() -> None:
+    class Ordered(Fused):
+        def __init__(self, interleaved: bool, rows: Tensor) -> None:
+            super().__init__()
+            self._interleaved = interleaved
+            self.register_buffer("rows", rows)
+
+        def forward(self, x: Tensor) -> Tensor:
+            z = self.qkv(x)[..., self.rows]
+            shape = (4, 3, 6) if self._interleaved else (3, 4, 6)
+            z = z.reshape(*x.shape[:2], *shape)
+            parts = z.permute(3, 0, 2, 1, 4) if self._interleaved else z.permute(2, 0, 3, 1, 4)
+            out = nn.functional.scaled_dot_product_attention(*parts)
+            return self.proj(out.transpose(1, 2).reshape(x.shape))
+
+    plain = torch.arange(72)
+    apart = plain.reshape(4, 3, 6).transpose(0, 1).flatten()
+    layers = [Ordered(False, plain), Ordered(True, plain), Ordered(False, apart)]
+    found = spectra.attention_products(nn.Sequential(*layers))
+    for layer, products in zip(layers, found, strict=True):
+        weight = layer.qkv.weight.detach()
+        first = layer is layers[0]
+        queries = weight[:24].reshape(4, 6, 24) if first else weight.reshape(4, 3, 6, 24)[:, 0]
+        torch.testing.assert_close(products.W_Q, queries.mT)

@@ -9,9 +9,14 @@ import pytest
 torch = pytest.importorskip("torch")
 from attention_modules import SeparateProjections  # noqa: E402
 from torch import nn  # noqa: E402
+from torch.nn.utils import prune  # noqa: E402
 
 from dynalyze import spectra  # noqa: E402
-from dynalyze.errors import InvalidInputError, SavedFileError  # noqa: E402
+from dynalyze.errors import (  # noqa: E402
+    InvalidInputError,
+    SavedFileError,
+    UnreadableCheckpointWarning,
+)
 
 
 def _model(width: int = 8) -> nn.Module:
@@ -163,6 +168,10 @@ def test_files_that_are_no_checkpoint(tmp_path: Path, content: bytes) -> None:
     ("options", "message"),
     [
         ({"every": 0}, r"every must be at least 1 step, got 0"),
+        ({"every": 1.5}, r"every must be at least 1 step, got 1.5"),
+        ({"first_step": 1.5}, r"first_step must be a number of steps, got 1.5"),
+        ({"n_values": 2.0}, r"n_values must be at least 1 or None, got 2.0"),
+        ({"rank_tolerance": "0.1"}, r"rank_tolerance must lie between 0 and 1, got '0.1'"),
         ({"n_values": 0}, r"n_values must be at least 1 or None, got 0"),
         ({"spectrum": "all"}, r"spectrum must be 'leading' or 'full', got 'all'"),
         ({"n_directions": -1}, r"n_directions must not be negative, got -1"),
@@ -240,3 +249,65 @@ def test_lora_ranks_of_what_cannot_be_adapted_or_compared() -> None:
         suggest(state, state, share=0)
     with pytest.raises(InvalidInputError, match=r"max_rank must be at least 1, got 0"):
         suggest(state, state, max_rank=0)
+
+
+def _checkpoints(folder: Path, *steps: int) -> list[Path]:
+    paths = [folder / f"checkpoint-{step}.pt" for step in steps]
+    for path in paths:
+        torch.save(_model().state_dict(), path)
+    return paths
+
+
+def test_checkpoints_in_the_order_of_letters_are_not_taken_for_that_of_training(
+    tmp_path: Path,
+) -> None:
+    paths = _checkpoints(tmp_path, 100, 200, 1000)
+    assert spectra.track_checkpoints(paths, n_heads=2).steps.tolist() == [100, 200, 1000]
+    with pytest.raises(InvalidInputError, match=r"\[100, 1000, 200\], do not grow .* give steps="):
+        spectra.track_checkpoints(sorted(paths), n_heads=2)
+
+
+@pytest.mark.parametrize("steps", [[3, 2, 1], [1, 1, 2], [0.5, 1.0, 2.0], ["a", "b", "c"]])
+def test_steps_that_do_not_grow(tmp_path: Path, steps: list[Any]) -> None:
+    with pytest.raises(InvalidInputError, match=r"steps must be whole numbers that grow, got \["):
+        spectra.track_checkpoints(_checkpoints(tmp_path, 1, 2, 3), n_heads=2, steps=steps)
+
+
+def test_states_that_share_their_memory_are_no_checkpoints() -> None:
+    model = _model()
+    states = [model.state_dict(), model.state_dict()]
+    with pytest.raises(InvalidInputError, match=r"share their memory.*keep copies"):
+        spectra.track_checkpoints(states, n_heads=2)
+    copies = [{n: w.clone() for n, w in state.items()} for state in states]
+    assert len(spectra.track_checkpoints(copies, n_heads=2).steps) == 2
+
+
+@pytest.mark.parametrize("left", ["nothing", "shards without their index", "an index of no use"])
+def test_a_folder_of_a_run_killed_while_it_saved_is_left_out(tmp_path: Path, left: str) -> None:
+    paths = _checkpoints(tmp_path, 1, 2)
+    folder = tmp_path / "checkpoint-3"
+    folder.mkdir()
+    if left == "shards without their index":
+        for part in (1, 2):
+            (folder / f"model-{part}-of-3.safetensors").write_bytes(b"")
+    elif left == "an index of no use":
+        (folder / "model.safetensors.index.json").write_text("[1]")
+    with pytest.warns(UnreadableCheckpointWarning, match=r"1 of 3 .* left out: .*checkpoint-3"):
+        history = spectra.track_checkpoints([*paths, folder], n_heads=2)
+    assert history.steps.tolist() == [1, 2]
+
+
+@pytest.mark.parametrize("kind", ["weight_norm", "spectral_norm", "prune"])
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_weights_that_each_forward_pass_computes_anew_are_refused(kind: str) -> None:
+    model = SeparateProjections(8, 2)
+    if kind == "prune":
+        prune.l1_unstructured(model.k_proj, "weight", 0.5)
+    else:
+        getattr(nn.utils, kind)(model.k_proj)
+    model(torch.ones(1, 3, 8))
+    with pytest.raises(InvalidInputError, match=r"k_proj.weight is computed anew .*prune.remove"):
+        spectra.track(model)
+    if kind == "prune":
+        prune.remove(model.k_proj, "weight")
+        spectra.track(model)

@@ -84,3 +84,14 @@ def test_bad_input_is_one_line_and_exit_code_2(
     assert error.startswith("dynalyze track: error: ")
     assert message in error
     assert error.count("\n") == 1
+
+
+def test_checkpoints_as_a_shell_lists_them_are_read_in_the_order_of_their_numbers(
+    checkpoints: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    later = Path(checkpoints[1]).rename(Path(checkpoints[1]).with_name("run-1000.pt"))
+    listed = sorted([checkpoints[0], str(later), checkpoints[2]])
+    assert main(["track", *listed, "--heads", "2", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["steps"] == [0, 250, 1000]
+    assert main(["track", *reversed(listed), "--heads", "2"]) == 2
+    assert "do not grow" in capsys.readouterr().err

@@ -38,6 +38,9 @@ TIMM: dict[str, tuple[dict[str, Any], int, str]] = {
     "tiny_vit_5m_224": ({"depths": (1, 1, 2, 1)}, 4, ""),
     "convit_tiny": ({"depth": 3, "img_size": 32, "local_up_to_layer": 2}, 3, ""),
     "eva02_tiny_patch14_224": ({"img_size": 28, "depth": 2}, 2, ROTARY),
+    "eva02_base_patch14_224": (
+        {"img_size": 28, "depth": 2, "embed_dim": 64, "num_heads": 4}, 2, ROTARY,
+    ),
     "xcit_nano_12_p16_224": ({"img_size": 32, "depth": 2}, 4, CHANNELS),
     "swinv2_tiny_window8_256": (
         {"img_size": 64, "depths": (1, 1, 1, 1), "embed_dim": 24, "window_size": 2}, 4, COSINE,

@@ -71,6 +71,49 @@ def test_a_tracker_made_of_merged_adapters_starts_from_the_weights_in_use() -> N
     np.testing.assert_allclose(tracker.history.frobenius_norm[-1], 0.0, atol=1e-5)
 
 
+def test_adapters_that_come_and_go_while_tracking_are_followed() -> None:
+    peft = pytest.importorskip("peft")
+    model = _model()
+    before = spectra.attention_products(model)[0].key_query()
+    tracker = spectra.track(model, n_values=None)
+    adapted = peft.get_peft_model(
+        model, peft.LoraConfig(target_modules=["q_proj"], init_lora_weights=False)
+    )
+    tracker.step()
+    adapted.merge_and_unload()
+    tracker.step()
+    change = spectra.attention_products(model)[0].key_query() - before
+    values = torch.linalg.svdvals(change.double())[:, :8].numpy()
+    assert values.max() > 1e-3
+    for record in (1, 2):
+        found = tracker.history.singular_values[record, 0][:, :8]
+        np.testing.assert_allclose(found, values, atol=4e-6 * values.max())
+
+
+def test_merging_while_tracking_leaves_the_change_and_a_missing_layer_is_named() -> None:
+    model = _with_adapters(r=2, init_lora_weights=False)
+    tracker = spectra.track(model)
+    _move(model, only="lora_")
+    tracker.step()
+    merged = model.merge_and_unload()
+    tracker.step()
+    norms = tracker.history.frobenius_norm
+    np.testing.assert_allclose(norms[2], norms[1], rtol=1e-5)
+    del merged[0].q_proj
+    with pytest.raises(InvalidInputError, match=r"no longer has the weight .*q_proj.*new tracker"):
+        tracker.step()
+
+
+@pytest.mark.parametrize("place", ["layer", "model"])
+def test_a_compiled_module_is_followed_under_the_name_that_it_had(place: str) -> None:
+    model = _model(2)
+    plain = [products.layer for products in spectra.attention_products(model)]
+    for i, layer in enumerate(model):
+        model[i] = torch.compile(layer, backend="eager") if place == "layer" else layer
+    whole = torch.compile(model, backend="eager") if place == "model" else model
+    assert [products.layer for products in spectra.attention_products(whole)] == plain
+
+
 def test_switched_adapters_report_the_one_in_use() -> None:
     peft = pytest.importorskip("peft")
     model = _with_adapters(r=2)
