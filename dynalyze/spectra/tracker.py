@@ -141,6 +141,15 @@ class Tracker:
         InvalidInputError
             If the state belongs to another model or other options, or to another start.
         """
+        parts = {"step", "history", "directions", "reference"}
+        whole = parts <= set(state) and {f.name for f in fields(SpectraHistory)} <= set(
+            state["history"]
+        )
+        if not whole or not is_whole(state["step"], 0):
+            raise InvalidInputError(
+                f"the state holds {', '.join(map(str, state))}, not all that state_dict() of a "
+                "tracker returns: restore a copy."
+            )
         own = self.reference_weights()
         for name, weight in state["reference"].items():
             if name not in own or not torch.equal(own[name].cpu(), weight.cpu()):

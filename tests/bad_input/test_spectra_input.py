@@ -311,3 +311,13 @@ def test_weights_that_each_forward_pass_computes_anew_are_refused(kind: str) -> 
     if kind == "prune":
         prune.remove(model.k_proj, "weight")
         spectra.track(model)
+
+
+@pytest.mark.parametrize("missing", ["step", "history", "directions", "reference", "steps"])
+def test_a_state_with_parts_missing_is_refused_in_words(missing: str) -> None:
+    state = spectra.track(_model()).state_dict()
+    (state["history"] if missing == "steps" else state).pop(missing)
+    with pytest.raises(
+        InvalidInputError, match=r"not all that state_dict\(\) of a tracker returns"
+    ):
+        spectra.track(_model()).load_state_dict(state)
