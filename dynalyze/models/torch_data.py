@@ -24,6 +24,8 @@ def as_tensor(values: Any, name: str) -> torch.Tensor:
         If it is not one array of finite numbers with a sample axis.
     """
     if isinstance(values, torch.Tensor):
+        if values.layout != torch.strided:
+            raise InvalidInputError(f"{name} is sparse: give {name}.to_dense()")
         tensor = values.detach().cpu()
     else:
         try:

@@ -35,7 +35,7 @@ def check_loss(
     with torch.no_grad():
         try:
             with operations:
-                values: object = loss(output, targets)
+                values: object = loss(output.clone(), targets)
         except (RuntimeError, ValueError, TypeError, IndexError, AttributeError) as error:
             raise InvalidInputError(
                 f"loss does not run on outputs of shape {tuple(output.shape)} and targets of shape "
@@ -58,7 +58,7 @@ def check_loss(
                 "loss changes the targets in place, which are the data: work on a copy"
             )
         scale = 1 + float(values.abs().max())
-        alone = [loss(output[i : i + 1], targets[i : i + 1]) for i in range(len(output))]
+        alone = [loss(output[i : i + 1].clone(), targets[i : i + 1]) for i in range(len(output))]
         if any(value.shape != (1,) for value in alone):
             raise InvalidInputError("loss does not return one value for one sample alone")
         if float((torch.cat(alone) - values).abs().max()) > _TOLERANCE * scale:

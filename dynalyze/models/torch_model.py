@@ -112,10 +112,10 @@ class TorchModel:
         where = usable_device(device if device is not None else first.device)
         with torch.inference_mode(False):
             private = private_copy(module, where)
-        own = dict(private.named_parameters(remove_duplicate=False))
-        shapes = tuple(own[u].shape for u, _ in pairs)
+        given = {name: module.get_parameter(name) for pair in pairs for name in pair}
+        shapes = tuple(given[u].shape for u, _ in pairs)
         self._names = names_of_entries(product_names, [f"{u}*{v}" for u, v in pairs], shapes)
-        self._network = ProductNetwork(private, len(self._names), where, pairs, shapes)
+        self._network = ProductNetwork(private, len(self._names), where, pairs, shapes, given)
         self._budget = memory_budget
         self._dtype = type_named(precision)
         self._non_smooth = non_smooth

@@ -1,7 +1,7 @@
 """h(x; θ) of a PyTorch module or function, with θ put in for as long as it is needed."""
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from itertools import accumulate, pairwise
 from typing import TypeAlias, TypeVar
 
@@ -35,6 +35,7 @@ class ProductNetwork:
     device: torch.device
     pairs: tuple[tuple[str, str], ...] = ()
     shapes: tuple[torch.Size, ...] = ()  # of one parameter of each pair
+    given: Mapping[str, torch.Tensor] = field(default_factory=dict)  # the caller's own, by name
     function: Function | None = None
     dtype: torch.dtype = torch.float64  # of the module, of θ and of the inputs
 
@@ -67,6 +68,10 @@ class ProductNetwork:
             theta[start:stop].view(shape)
             for (start, stop), shape in zip(pairwise(ends), self.shapes, strict=True)
         ]
+
+    def anew(self) -> "ProductNetwork":
+        """The same with a copy of the module, whose state nothing else shares."""
+        return self.in_type(self.dtype)
 
     def in_type(self, dtype: torch.dtype) -> "ProductNetwork":
         """The same with module, θ and inputs of another type of numbers."""

@@ -1,6 +1,7 @@
 """What a forward pass does with θ: kinks, random numbers and low precision, by its operations."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -22,6 +23,8 @@ _NON_SMOOTH = frozenset(
     }
 )
 _SHOWN = {"_prelu_kernel": "prelu", "rrelu_with_noise": "rrelu"}
+_READ = frozenset({"_local_scalar_dense", "equal"})  # item(), bool(), if
+_CHECKS = frozenset({"isnan", "isinf", "isposinf", "isneginf"})  # the same at all finite θ
 _NOT_NUMBERS = (torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
 
@@ -38,10 +41,20 @@ class Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]
         Operations that draw random numbers.
     precisions : set of torch.dtype
         Types of the floating-point and complex results that depend on θ.
+    outside : set of str
+        Names of those tensors among `others` that were used: weights in which θ is not put.
     """
 
-    def __init__(self, theta: torch.Tensor) -> None:
+    def __init__(
+        self, theta: torch.Tensor, others: Mapping[str, torch.Tensor] = MappingProxyType({})
+    ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
+        self.outside: set[str] = set()
+        self._others = {
+            storage._cdata: name
+            for name, tensor in others.items()
+            if (storage := _storage(tensor)) is not None
+        }
         self.non_smooth: set[str] = set()
         self.random: set[str] = set()
         self.precisions: set[torch.dtype] = set()
@@ -61,15 +74,21 @@ class Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]
         name = str(func._schema.name).partition("::")[2].rstrip("_") or str(func)
         if torch.Tag.nondeterministic_seeded in func.tags:
             self.random.add(name)
-        of_theta = [t for t in _tensors((args, kwargs)) if self._is_marked(t)]
+        given = list(_tensors((args, kwargs)))
+        of_theta = [t for t in given if self._is_marked(t)]
+        for storage in map(_storage, given) if self._others else ():
+            if storage is not None and storage._cdata in self._others:
+                self.outside.add(self._others[storage._cdata])
         result = func(*args, **kwargs)
-        if of_theta:
+        if of_theta and name not in _CHECKS:
             results = list(_tensors(result))
             kinks = name in _NON_SMOOTH and any(t.is_floating_point() for t in of_theta)
             chosen = any(t.dtype in _NOT_NUMBERS for t in of_theta) and any(
                 t.is_floating_point() for t in results
             )
-            if kinks:
+            if name in _READ:
+                self.non_smooth.add("a decision by numbers that depend on θ")
+            elif kinks:
                 self.non_smooth.add(_SHOWN.get(name, name))
             elif chosen:
                 self.non_smooth.add(f"{name} with a mask or index of θ")

@@ -2,6 +2,7 @@
 
 import sys
 import threading
+import types
 import warnings
 
 import numpy as np
@@ -242,9 +243,11 @@ def test_straight_through_estimators_are_refused():
 
 def test_a_module_that_does_not_use_its_products_is_refused():
     class Cached(Net):
+        def __init__(self):
+            super().__init__()
+            self.weight = (self.u * self.v).detach()
+
         def forward(self, x):
-            if not hasattr(self, "weight"):
-                self.weight = (self.u * self.v).detach()
             return x * self.weight
 
     with pytest.raises(InvalidInputError, match=r"output does not change with \(u, v\)"):
@@ -541,3 +544,109 @@ def test_weights_of_samples_that_a_loader_shuffles_are_refused():
     whole = bind(Net(), samples, sample_weight=weights)
     np.testing.assert_allclose(in_order.field(theta), whole.field(theta), rtol=1e-12)
     bind(Net(), loader(shuffle=True))  # without weights the order does not matter
+
+
+class TwoPairs(Net):
+    """A second pair enters by what `second` makes of the module, once, before it is copied."""
+
+    def __init__(self, second):
+        super().__init__()
+        self.a, self.b = (nn.Parameter(torch.randn(3, dtype=torch.float64)) for _ in range(2))
+        self.second = second(self)
+
+    def forward(self, x):
+        return super().forward(x) + self.second(x)
+
+
+def kept_product(module):
+    def second(self, x):
+        if not hasattr(self, "kept"):
+            self.kept = self.a * self.b
+        return x * self.kept
+
+    return types.MethodType(second, module)
+
+
+def hooked(module):
+    layer = nn.Identity()
+    layer.register_forward_hook(lambda _, inputs, output: output * module.a * module.b)
+    return layer
+
+
+TWO_PAIRS = [*PAIRS, ("a", "b")]
+READ_OUTSIDE = "a, b: read from the module that was given, and not from the copy"
+
+
+@pytest.mark.parametrize(
+    ("second", "text"),
+    [
+        (lambda module: lambda x: x * (module.a * module.b), READ_OUTSIDE),
+        (hooked, READ_OUTSIDE),
+        (kept_product, "the output at one θ depends on the θ before it"),
+    ],
+    ids=["lambda", "hook", "cache"],
+)
+def test_a_pair_that_would_not_change_with_theta_is_refused(second, text):
+    model = TorchModel(TwoPairs(second), TWO_PAIRS)
+    for _ in range(2):  # what was refused leaves nothing in the model that makes it pass
+        with pytest.raises(InvalidInputError, match=text):
+            model.bind((DATA[0], DATA[1]))
+
+
+def test_a_loss_that_reads_the_callers_weights_is_refused():
+    net = Net()
+
+    def loss(output, target):
+        return ((output - target) ** 2).sum(1) + (net.u * net.v).square().sum()
+
+    with pytest.raises(InvalidInputError, match="u, v: read from the module that was given"):
+        bind(net, loss=loss)
+
+
+def test_hooks_and_lambdas_that_take_the_weights_from_the_copy_are_welcome():
+    net = TwoPairs(lambda module: types.MethodType(lambda self, x: x * self.a * self.b, module))
+    net.register_forward_hook(lambda module, inputs, output: output * module.u * module.v)
+    assert bind(net, pairs=TWO_PAIRS).n_products == 6
+
+
+@pytest.mark.parametrize(
+    "decide",
+    [
+        lambda z: z.sum() > 0,
+        lambda z: z.sum().item() > 0,
+        lambda z: (z > 1).any(),
+        lambda z: torch.equal(z, z + 1),
+    ],
+)
+def test_a_branch_that_depends_on_theta_is_named(decide):
+    class Branching(Net):
+        def forward(self, x):
+            z = super().forward(x)
+            return z if decide(z) else 2 * z
+
+    net = Branching()
+    with pytest.warns(NonSmoothWarning, match="a decision by numbers that depend on θ"):
+        bind(net, (DATA[0][:1], DATA[1][:1]))
+
+
+def test_rare_classes_and_tokens_are_tried_when_data_are_bound():
+    inputs, classes = np.random.default_rng(0).standard_normal((50, 3)), np.zeros(50, dtype=int)
+    classes[33] = 7
+    with pytest.raises(InvalidInputError, match=r"loss does not run .*Target 7 is out of bounds"):
+        bind(Net(), (inputs, classes), loss=nn.CrossEntropyLoss(reduction="none"))
+
+
+def test_sparse_data():
+    sparse = torch.eye(3, dtype=torch.float64).to_sparse()
+    with pytest.raises(InvalidInputError, match=r"X is sparse: give X.to_dense\(\)"):
+        bind(Net(), (sparse, torch.eye(3)))
+
+
+def test_a_loss_may_change_the_output_in_place():
+    def loss(output, target):
+        return output.sub_(target).square().sum(1)
+
+    objective = bind(net := Net(nn.Identity()), loss=loss)
+    plain = TorchModel(net, PAIRS).bind((DATA[0], DATA[1]), loss=lambda o, y: (o - y).pow(2).sum(1))
+    theta = np.array([0.4, -0.2, 1.0])
+    np.testing.assert_allclose(objective.field(theta), plain.field(theta), rtol=1e-14)
