@@ -37,7 +37,9 @@ def as_tensor(values: Any, name: str) -> torch.Tensor:
                 f"{name} is of type {type(values).__name__}: an array or tensor of numbers is "
                 "needed"
             )
-        tensor = torch.from_numpy(array)
+        # torch has neither long doubles nor another byte order, in which FITS and HDF5 may come.
+        native = np.float64 if array.dtype.kind == "f" else array.dtype.newbyteorder("=")
+        tensor = torch.from_numpy(array.astype(native, copy=False))
     if tensor.ndim == 0:
         raise InvalidInputError(
             f"{name} has no axis of samples, with shape (): its first axis must count them"

@@ -650,3 +650,10 @@ def test_a_loss_may_change_the_output_in_place():
     plain = TorchModel(net, PAIRS).bind((DATA[0], DATA[1]), loss=lambda o, y: (o - y).pow(2).sum(1))
     theta = np.array([0.4, -0.2, 1.0])
     np.testing.assert_allclose(objective.field(theta), plain.field(theta), rtol=1e-14)
+
+
+@pytest.mark.parametrize("dtype", [">f8", "<f8", np.longdouble])
+def test_arrays_of_any_byte_order_and_width_are_data(dtype):
+    objective = bind(net := Net(), tuple(DATA.astype(dtype)))
+    theta = np.array([0.4, -0.2, 1.0])
+    np.testing.assert_array_equal(objective.field(theta), bind(net).field(theta))
