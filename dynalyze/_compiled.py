@@ -1,34 +1,31 @@
 """Compile with Numba and keep the result on disk, where there is a folder that can be written."""
 
 import functools
+import hashlib
+import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numba
-from numba.core import config
 
 from dynalyze._warn import warn
 from dynalyze.errors import KernelCacheWarning
 
-_SETTINGS: Any = config  # filled from the environment, which its types do not tell
 
-
-def njit(
-    *, cache: bool = False, always: bool = False, **options: Any
-) -> Callable[[Callable[..., Any]], Any]:
+def njit(*, cache: bool = False, **options: Any) -> Callable[[Callable[..., Any]], Any]:
     """`numba.njit` that does without its cache, with one warning, where there is no folder for it.
 
     Numba keeps compiled code beside the source, or in the user's cache folder, or in the folder
     that NUMBA_CACHE_DIR names, and refuses to define a function where none can be written: in a
-    read-only container, the package could not even be imported.
+    read-only container, the package could not even be imported. Numba also takes code for current
+    while the time and size of the function's own file are the same; here it is while the sources
+    are, those of imported modules included, whose functions and constants may be compiled in.
 
     Parameters
     ----------
     cache : bool
         Whether to keep the compiled code.
-    always : bool
-        Whether to compile under NUMBA_DISABLE_JIT too: functions that use intrinsics, which have
-        no plain-Python form, and what they call.
     **options
         Of `numba.njit`.
 
@@ -39,14 +36,7 @@ def njit(
     """
 
     def compiled(function: Callable[..., Any]) -> Any:
-        disabled, _SETTINGS.DISABLE_JIT = (
-            _SETTINGS.DISABLE_JIT,
-            _SETTINGS.DISABLE_JIT and not always,
-        )
-        try:
-            dispatcher = numba.njit(**options)(function)
-        finally:
-            _SETTINGS.DISABLE_JIT = disabled
+        dispatcher = numba.njit(**options)(function)
         in_a_file = not function.__code__.co_filename.startswith("<")
         # Without the JIT the dispatcher is the function itself.
         if cache and in_a_file and hasattr(dispatcher, "enable_caching"):
@@ -54,6 +44,9 @@ def njit(
                 dispatcher.enable_caching()
                 cached = dispatcher._cache
                 cached.save_overload = _if_it_can(cached.save_overload)
+                sources = _digest_of_sources(function.__module__)
+                if sources is not None:
+                    cached._cache_file._source_stamp = sources
             except (RuntimeError, OSError):  # "no locator available"
                 _warn_once()
         return dispatcher
@@ -71,6 +64,25 @@ def _if_it_can(save: Callable[..., None]) -> Callable[..., None]:
             _warn_once()
 
     return saved
+
+
+@functools.cache
+def _digest_of_sources(module: str) -> str | None:
+    """Hash of a module of this package and of those it imports; None for a generated module."""
+    sources: dict[str, str] = {}
+    left = [module]
+    while left:
+        name = left.pop()
+        path = Path(__file__).parent.parent.joinpath(*name.split("."))
+        path = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+        if name not in sources and path.exists():
+            sources[name] = path.read_text(encoding="utf-8")
+            if name != __name__:
+                left += re.findall(
+                    r"^(?:from|import) (dynalyze[\w.]*)", sources[name], re.MULTILINE
+                )
+    text = "\n".join(f"{name}\n{source}" for name, source in sorted(sources.items()))
+    return hashlib.sha256(text.encode()).hexdigest() if module in sources else None
 
 
 @functools.cache

@@ -6,18 +6,7 @@ import numpy as np
 
 from dynalyze._typing import ArrayLike, Data, FloatArray, IntArray
 from dynalyze.errors import InvalidInputError
-from dynalyze.models._attention_gradient import (
-    feature_tile,
-    gradient_workspace,
-    loss_and_gradient,
-    sample_lanes,
-)
-from dynalyze.models._attention_hessian import (
-    hessian_columns,
-    hessian_workspace,
-)
-from dynalyze.models._threads import available_threads, run_chunks
-from dynalyze.models._vector_math import LANES, aligned_zeros
+from dynalyze.models import kernels
 from dynalyze.models.data import (
     as_finite_array,
     as_pair,
@@ -175,16 +164,13 @@ class AttentionHeadObjective(CheckedObjective):
         self, model: AttentionHead, X: FloatArray, y: FloatArray, weight: FloatArray
     ) -> None:
         self._model = model
-        self._X = sample_lanes(X)
-        self._y = sample_lanes(y)
+        self._X, self._y = kernels.sample_lanes(X), kernels.sample_lanes(y)
         n_blocks, n_tokens = self._X.shape[:2]
-        self._weight = aligned_zeros(n_blocks * LANES).reshape(n_blocks, LANES)
+        self._weight = kernels.zeros(n_blocks)
         self._weight.flat[: len(weight)] = weight
-        self._tile = feature_tile(model.d_model)
         self._gradient_work = 8.0 * X.size * n_tokens
         n_chunks = min(_LARGEST_CHUNKS, -(-n_blocks // _SMALLEST_CHUNK))
         self._bounds = np.linspace(0, n_blocks, n_chunks + 1).astype(np.int64)
-        self._workspaces: list[FloatArray] = []
 
     @property
     def n_products(self) -> int:
@@ -210,71 +196,53 @@ class AttentionHeadObjective(CheckedObjective):
 
         Infinite or not a number, without a warning, where θ is too large for float64.
         """
-        d = self._model.d_model
-        n_tokens, width = self._X.shape[1:3]
-        products = self._padded_products(theta)
-        parts = np.empty((len(self._bounds) - 1, 1 + 2 * width))
+        products = as_products(theta, self.n_products)
+        parts = kernels.zeros(len(self._bounds) - 1, 3, self._model.d_model)
 
         def compute(first: int, last: int) -> None:
-            # Popping and appending are atomic: no two threads get the same memory.
-            workspace = (
-                self._workspaces.pop() if self._workspaces else gradient_workspace(n_tokens, d)
-            )
-            loss_and_gradient(
+            kernels.loss_and_gradient(
                 self._X,
                 self._y,
                 self._weight,
                 products,
-                self._tile,
-                self._bounds,
-                first,
-                last,
-                workspace,
-                parts,
+                self._bounds[first : last + 1],
+                parts[first:last],
             )
-            self._workspaces.append(workspace)
 
-        run_chunks(compute, len(parts), self._threads(self._gradient_work))
-        total = parts.sum(axis=0)
-        slopes = total[1:].reshape(2, width)[:, :d].ravel()
+        kernels.run_chunks(compute, len(parts), self._threads(self._gradient_work))
+        total = np.add.reduce(np.add.reduce(parts), axis=-1)
         # Subtracting from 0 makes the field of a zero slope 0, not −0.
-        return float(total[0]), 0.0 - slopes
+        return 0.5 * float(np.add.reduce(total[2])), 0.0 - total[:2].ravel()
 
     @np.errstate(over="ignore", invalid="ignore")
     def hessian_columns(self, theta: FloatArray, indices: IntArray) -> FloatArray:
         """Columns ∂²L/∂θ∂θ_i for i in `indices`, exact; shape (2 d_model, len(indices))."""
-        products = self._padded_products(theta)
+        products = as_products(theta, self.n_products)
         columns = as_product_indices(indices, self.n_products)
         d = self._model.d_model
         in_p = columns < d
         # By symmetry all columns in p hold those in q too, and half of H_pp is enough.
-        everything = len(columns) > d
+        everything = len(columns) > d or in_p.sum() == d
         p_columns = np.arange(d) if everything else columns[in_p]
         q_columns = columns[:0] if everything else columns[~in_p] - d
         n_p, n_q = len(p_columns), len(q_columns)
-        n_tokens, width = self._X.shape[1:3]
-        parts = np.empty((len(self._bounds) - 1, 2 * n_p + n_q + 1, width))
+        parts = kernels.zeros(len(self._bounds) - 1, 2 * n_p + n_q + 1, d)
 
         def compute(first: int, last: int) -> None:
-            hessian_columns(
+            kernels.hessian_columns(
                 self._X,
                 self._y,
                 self._weight,
                 products,
-                self._tile,
                 p_columns,
                 q_columns,
-                everything,
-                self._bounds,
-                first,
-                last,
-                hessian_workspace(n_tokens, width, n_p, n_q),
-                parts,
+                self._bounds[first : last + 1],
+                parts[first:last],
             )
 
         work = self._gradient_work * (1.0 + 0.75 * n_p + 0.2 * n_q)
-        run_chunks(compute, len(parts), self._threads(work))
-        total = parts.sum(axis=0)[:, :d].T
+        kernels.run_chunks(compute, len(parts), self._threads(work))
+        total = np.add.reduce(np.add.reduce(parts), axis=-1).T
         in_both, mixed, diagonal = total[:, : 2 * n_p], total[:, 2 * n_p : -1], total[:, -1]
         if everything:
             lower, mixed = np.tril(in_both[:, 0::2]), in_both[:, 1::2].T
@@ -288,13 +256,6 @@ class AttentionHeadObjective(CheckedObjective):
         result[d + q_columns, np.flatnonzero(~in_p)] = diagonal[q_columns]
         return result
 
-    def _padded_products(self, theta: FloatArray) -> FloatArray:
-        d = self._model.d_model
-        products = np.zeros((3, self._X.shape[2]))
-        products[:2, :d] = as_products(theta, self.n_products).reshape(2, d)
-        np.square(products[1], out=products[2])
-        return products
-
     def _threads(self, work: float) -> int:
-        chosen = int(np.clip(work / _WORK_PER_THREAD, 1, available_threads()))
-        return self._model.threads or chosen
+        most = min(work / _WORK_PER_THREAD, kernels.available_threads())
+        return self._model.threads or max(1, int(most))

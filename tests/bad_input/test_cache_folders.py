@@ -1,6 +1,7 @@
 """The package works where compiled code cannot be kept, and says once what to do about it."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -78,6 +79,43 @@ def test_every_kernel_is_compiled_in_the_one_place_that_does_without_a_cache():
     ]
     assert direct == ["_compiled.py"]
     assert sum("from dynalyze._compiled import njit" in text for text in sources.values()) > 3
+
+
+def test_kernels_are_compiled_anew_when_a_source_changes_and_only_then(tmp_path: Path):
+    """Not when a file is touched; and when what changed is another module, of the same age."""
+    package = tmp_path / "copy" / "dynalyze"
+    shutil.copytree(
+        Path(dynalyze.__file__).parent, package, ignore=shutil.ignore_patterns("__pycache__")
+    )
+    inlined, kernel = package / "inlined.py", package / "kernel.py"
+    inlined.write_text("RESULT = 1\n", encoding="utf-8")
+    kernel.write_text(
+        "from dynalyze._compiled import njit\nfrom dynalyze.inlined import RESULT\n"
+        "@njit(cache=True)\ndef result():\n    return RESULT\n",
+        encoding="utf-8",
+    )
+    cache = tmp_path / "cache"
+
+    def outcome() -> tuple[str, dict[str, int]]:
+        done = subprocess.run(
+            [sys.executable, "-Bc", "from dynalyze.kernel import result; print(result())"],
+            capture_output=True,
+            text=True,
+            env=os.environ | {"PYTHONPATH": str(package.parent), "NUMBA_CACHE_DIR": str(cache)},
+            cwd=package.parent,
+            check=True,
+        )
+        return done.stdout, {file.name: file.stat().st_mtime_ns for file in cache.rglob("*.nb?")}
+
+    printed, kept = outcome()
+    assert printed == "1\n"
+    assert kept != {}
+    os.utime(kernel, (1e9, 1e9))
+    assert outcome() == ("1\n", kept)
+    age = inlined.stat().st_mtime_ns
+    inlined.write_text("RESULT = 2\n", encoding="utf-8")
+    os.utime(inlined, ns=(age, age))
+    assert outcome()[0] == "2\n"
 
 
 _FORMULA = """

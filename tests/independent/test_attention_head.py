@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dynalyze.models import AttentionHead, Model, Objective, _vector_math
+from dynalyze.models import AttentionHead, Model, Objective, kernels
 
 torch = pytest.importorskip("torch")
 
@@ -165,10 +165,10 @@ def test_evaluations_in_several_threads_do_not_disturb_one_another():
 
 def test_the_other_width_of_vectors_gives_the_same(tmp_path):
     """Four lanes, as without AVX-512, or eight where that is the width of this machine."""
-    other = {4: 8, 8: 4}[_vector_math.LANES]
+    other = {4: 8, 8: 4}[kernels.LANES]
     script = tmp_path / "narrower_or_wider.py"
     script.write_text(_OTHER_WIDTH, encoding="utf-8")
-    files = [__file__, str(Path(__file__).with_name("test_vector_math.py"))]
+    files = [__file__, str(Path(__file__).with_name("test_vectors.py"))]
     result = subprocess.run(
         [sys.executable, str(script), str(other), *files],
         env=os.environ | {"NUMBA_CACHE_DIR": str(tmp_path)},
@@ -188,10 +188,10 @@ from numba.core import codegen, config
 lanes, *files = sys.argv[1:]
 features = codegen.get_host_cpu_features().replace("+avx512", "-avx512")
 config.CPU_FEATURES = features + (",+avx512f" if lanes == "8" else "")
-from dynalyze.models import _vector_math
+from dynalyze.models import kernels
 config.CPU_FEATURES = features
-assert _vector_math.LANES == int(lanes)
-chosen = "equal_autograd or exponential or threads_do_not_disturb"
+assert kernels.LANES == int(lanes)
+chosen = "equal_autograd or exponential or threads_do_not_disturb or numpys or each_chunk"
 sys.exit(pytest.main(["-q", "-p", "no:cacheprovider", "-k", chosen, *files]))
 """
 

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dynalyze.models._threads import run_chunks
+from dynalyze.models.kernels.threads import run_chunks
 
 
 @given(st.integers(1, 40), st.integers(1, 6))
