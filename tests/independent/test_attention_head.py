@@ -180,6 +180,18 @@ def test_the_other_width_of_vectors_gives_the_same(tmp_path):
     assert " passed" in result.stdout
 
 
+def test_with_compiling_off_derivatives_are_those_of_autograd_too():
+    arguments = ["-q", "-p", "no:cacheprovider", "-k", "equal_autograd or huge", __file__]
+    result = subprocess.run(
+        [sys.executable, "-m", "pytest", *arguments],
+        env=os.environ | {"NUMBA_DISABLE_JIT": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
 # Without AVX-512 the compiler is told so; vectors of eight work everywhere, only not as fast.
 _OTHER_WIDTH = """
 import sys

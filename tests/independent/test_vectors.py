@@ -154,28 +154,6 @@ def test_products_of_matrices_of_every_size_equal_numpys(n, d):
     np.testing.assert_allclose(sums[1].sum(axis=0), squares, rtol=1e-12)
 
 
-def test_without_compiling_plain_functions_give_the_same():
-    code = (
-        "import numpy as np; from dynalyze.models import AttentionHead\n"
-        "X, y = np.random.default_rng(0).standard_normal((2, 13, 4, 3))\n"
-        "head = AttentionHead(3).bind((X, y)); theta = np.linspace(-1.0, 1.0, 6)\n"
-        "columns = head.hessian_columns(theta, [0, 4]).ravel()\n"
-        "print(*map(repr, [head.value(theta), *head.field(theta).tolist(), *columns.tolist()]))"
-    )
-    plain, compiled = (
-        subprocess.run(
-            [sys.executable, "-c", code],
-            env=os.environ | {"NUMBA_DISABLE_JIT": switch},
-            capture_output=True,
-            text=True,
-            check=True,
-        ).stdout.split()
-        for switch in "10"
-    )
-    numbers = [np.array([float(number) for number in line]) for line in (plain, compiled)]
-    np.testing.assert_allclose(*numbers, rtol=1e-12, atol=1e-14)
-
-
 def columns_of_both(shape, p_columns, q_columns):
     rng = np.random.default_rng(shape[0])
     X, y = (kernels.sample_lanes(values) for values in rng.standard_normal((2, *shape)))
