@@ -17,15 +17,16 @@ from dynalyze.flow.initialization import Initialization
 from dynalyze.flow.stationarity import StationaryTest
 from dynalyze.flow.stepper import Stepper
 from dynalyze.flow.trajectory import Trajectory
+from dynalyze.models.binding import check_origin
 from dynalyze.models.counted import CountedObjective
 from dynalyze.models.protocol import Objective
 
 METHODS = ("surrogate", "CVODE", "LSODA", "BDF", "Radau")
 
 _CONTINUE = "continue from here by simulate(..., start=trajectory)"
-_LARGEST_THETA = 1e15  # beyond, the flow has no limit that anybody asked for
+_LARGEST_THETA = 1e15  # in natural units; beyond, the flow has no limit that anybody asked for
 _LOSS_EVERY = 64  # evaluations between checks that the loss does not rise
-_REST_EVERY = 8  # steps between tests for rest, each of which may cost an evaluation
+_REST_EVERY = 8  # segments of steps between tests for rest, each of which may cost an evaluation
 _DENSE_TOL = 1e-2  # tolerance of the dense output's form, in units of the integrator's
 
 
@@ -37,7 +38,7 @@ class FlowState:
     t_rescaled: float  # t / log(1/α)
     z: FloatArray  # (p,), log coordinates
     theta: FloatArray  # (p,), products
-    n_steps: int  # accepted steps of this run
+    n_steps: int  # steps of this run that are completed
     nfev: int  # evaluations of the loss or the field in this run
 
 
@@ -94,6 +95,8 @@ class Run:
         self.origin = np.nan, np.full(init.n_products, np.nan)
         if start is not None:
             self.origin = start.origin_loss, start.origin_field
+        self.n_steps = 0
+        self.farthest = _LARGEST_THETA
         self.loss: float | None = None
         self.loss_scale = 1.0
         self.loss_checked = 0  # evaluations made before the loss was last checked
@@ -103,6 +106,12 @@ class Run:
         try:
             if self.start is None:
                 self.origin = self.counted.value_and_field(np.zeros(self.init.n_products))
+            value, field = self.origin
+            if np.isfinite(value) and np.isfinite(field).all():
+                check_origin(type(self.objective).__name__, value, field)
+                # the distance at which a loss that falls as at first would be 0
+                slope = float(np.abs(field).max(initial=0.0))
+                self.farthest = _LARGEST_THETA * max(1.0, abs(value) / slope if slope else 1.0)
             stepper = make_stepper(
                 self.method,
                 self.counted,
@@ -122,12 +131,13 @@ class Run:
     def _steps(self, stepper: Stepper, bar: Any) -> tuple[str, str]:
         begun = time.monotonic()
         self._check_loss()
-        for n_steps in range(1, self.max_steps + 1):
-            ask = self.t_bound is None and n_steps % _REST_EVERY == 1
+        while stepper.n_steps < self.max_steps:
+            ask = self.t_bound is None and len(self.t) % _REST_EVERY == 1
             if ask and (ended := self.stationary(self.z[-1], stepper.field)):
                 self._check_loss()
                 return ended
             segment = stepper.step()
+            self.n_steps = stepper.n_steps
             self.counted.complaint = ""
             t = segment.t_end if self.t_bound is None else min(segment.t_end, self.t_bound)
             z = self.builder.add(segment, t)
@@ -162,10 +172,10 @@ class Run:
 
     def _diverged(self, theta: FloatArray) -> tuple[str, str] | None:
         i = int(np.argmax(np.abs(theta)))
-        if np.abs(theta[i]) < _LARGEST_THETA:
+        if np.abs(theta[i]) < self.farthest:
             return None
         return "diverged", (
-            f"{self.objective.product_names[i]} has passed {_LARGEST_THETA:.0e} at flow time "
+            f"{self.objective.product_names[i]} has passed {self.farthest:.0e} at flow time "
             f"{self.t[-1]:.6g}: the loss has no minimum in its direction. Check the loss, or end "
             "before by until="
         )
@@ -194,7 +204,7 @@ class Run:
             t_rescaled=t / self.init.log_inverse_alpha,
             z=self.z[-1],
             theta=theta,
-            n_steps=len(self.t) - 1,
+            n_steps=self.n_steps,
             nfev=self.counted.nfev,
         )
 
@@ -213,6 +223,7 @@ class Run:
             dense=dense,
             init=self.init,
             product_names=tuple(self.objective.product_names),
+            n_steps=self.n_steps + (before.n_steps if before else 0),
             nfev=self.counted.nfev + (before.nfev if before else 0),
             nhev=self.counted.nhev + (before.nhev if before else 0),
             nhcol=self.counted.nhcol + (before.nhcol if before else 0),

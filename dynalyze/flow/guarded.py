@@ -103,6 +103,7 @@ class GuardedStepper:
         self._flow = GuardedFlow(objective, chart)
         self._z = np.array(z)
         self._field: FloatArray | None = None
+        self._n_steps = 0
 
     @property
     def z(self) -> FloatArray:
@@ -116,7 +117,13 @@ class GuardedStepper:
             self._field = self._flow.rate(self._z)
         return self._field
 
+    @property
+    def n_steps(self) -> int:
+        """Steps made."""
+        return self._n_steps
+
     def _accept(self, z: FloatArray) -> None:
+        self._n_steps += 1
         self._z = np.array(z)
         self._field = None
 

@@ -16,6 +16,7 @@ from dynalyze.models.binding import bind
 from dynalyze.models.losses import Loss, loss_name
 from dynalyze.models.protocol import Model, Objective
 
+_ROUNDINGS = 100  # of z, that add up along a flow
 _SAME_LOSS = 1e-6  # relative difference of losses that another device or order of sums may make
 
 
@@ -61,18 +62,20 @@ def simulate(
     method : {"auto", "surrogate", "CVODE", "LSODA", "BDF", "Radau"}
         Integrator. ``"surrogate"`` is the library's own, made for this flow; "auto" is it.
     tol : float, optional
-        Absolute error of z = log|w| that ``"surrogate"`` aims at, and that one step of the other
-        methods may make. The error of a crossing time is that of z over the coordinate's |g|.
+        ``"surrogate"`` keeps |g_i| |Δt|, the error of z_i = log|w_i| where |θ_i| crosses a level,
+        to about `tol` (docs/integrator.md has the measured distribution); one step of the other
+        methods may make an error of `tol` in z.
     stationary_tol : float, optional
         Without an end time: largest |g|, in units of the largest seen, that counts as zero.
     start : Trajectory, optional
         Continue this trajectory; the result holds both parts. The model must be the same.
     max_steps : int, optional
-        Accepted steps that this call may make.
+        Steps that the integrator may make.
     max_seconds : float, optional
         Wall-clock time that this call may take.
     callback : callable, optional
-        Called with a `FlowState` after each step; stops the run by returning something true.
+        Called with a `FlowState` after each step, or segment of one; stops the run by returning
+        something true.
     progress : bool, optional
         Show a progress bar over rescaled time.
 
@@ -94,7 +97,8 @@ def simulate(
     if start is not None:
         _check_same_problem(objective, start)
     t_bound = _end_time(init, until, until_rescaled, start)
-    _check_budgets(tol, stationary_tol, max_steps, max_seconds)
+    _check_tolerance(tol, init)
+    _check_budgets(stationary_tol, max_steps, max_seconds)
     if method not in ("auto", *METHODS):
         raise InvalidInputError(
             f"method={method!r} is not known: choose one of {', '.join(map(repr, METHODS))}, "
@@ -190,13 +194,18 @@ def _end_time(
     return value * unit
 
 
-def _check_budgets(
-    tol: float, stationary_tol: float, max_steps: int, max_seconds: float | None
-) -> None:
-    if not 1e-13 <= tol < 1:
+def _check_tolerance(tol: float, init: Initialization) -> None:
+    """Refuse a tolerance that rounding of z, which grows to log(1/α), cannot keep."""
+    largest = float(np.max(np.abs(init.log_abs_c))) / 2
+    least = max(1e-13, _ROUNDINGS * np.finfo(float).eps * largest)
+    if not least <= tol < 1:
         raise InvalidInputError(
-            f"tol={tol} must be between 1e-13 and 1: it is an absolute error of z = log|w|"
+            f"tol={tol} must be between {least:.2g} and 1: it is an absolute error of z = log|w|, "
+            f"which grows to {largest:.3g} from this initialization, and float64 resolves no less"
         )
+
+
+def _check_budgets(stationary_tol: float, max_steps: int, max_seconds: float | None) -> None:
     if not 0 < stationary_tol < 1:
         raise InvalidInputError(
             f"stationary_tol={stationary_tol} must be between 0 and 1: it is a fraction of the "

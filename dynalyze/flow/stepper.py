@@ -10,18 +10,18 @@ from dynalyze._typing import FloatArray
 
 
 class Segment(Protocol):
-    """One accepted step, with its dense output."""
+    """One accepted step, or part of one, with its dense output."""
 
     @property
     def t_start(self) -> float:
-        """Flow time at which the step starts."""
+        """Flow time at which it starts."""
 
     @property
     def t_end(self) -> float:
-        """Flow time at which the step ends."""
+        """Flow time at which it ends."""
 
     def z(self, t: float | FloatArray) -> FloatArray:
-        """Log coordinates within the step: shape (p,), or (len(t), p) for an array of times."""
+        """Log coordinates within it: shape (p,), or (len(t), p) for an array of times."""
 
 
 class Stepper(Protocol):
@@ -39,8 +39,12 @@ class Stepper(Protocol):
     def field(self) -> FloatArray:
         """g at the point reached, shape (p,)."""
 
+    @property
+    def n_steps(self) -> int:
+        """Steps completed; one that has several segments counts when the last is returned."""
+
     def step(self) -> Segment:
-        """Make one accepted step and return it.
+        """Return the next segment: an accepted step, or part of one.
 
         Raises
         ------

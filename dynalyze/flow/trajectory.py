@@ -37,6 +37,7 @@ _SCHEMA = Schema(
     metadata={
         "log10_alpha": float,
         "product_names": ListOf(str, "p"),
+        "n_steps": int,
         "nfev": int,
         "nhev": int,
         "nhcol": int,
@@ -61,11 +62,12 @@ class Trajectory:
     the status, the steps made so far are here.
     """
 
-    t: FloatArray  # (n_steps + 1,), flow time of the steps
-    z: FloatArray  # (n_steps + 1, p), log coordinates at the steps
-    dense: DenseOutput = field(repr=False)  # z between the steps
+    t: FloatArray  # (n + 1,), flow times at which steps, or segments of them, end
+    z: FloatArray  # (n + 1, p), log coordinates there
+    dense: DenseOutput = field(repr=False)  # z in between
     init: Initialization = field(repr=False)
     product_names: tuple[str, ...] = field(repr=False)  # length p
+    n_steps: int  # steps of the integrator; one may have many segments
     nfev: int  # evaluations of the loss, of the field, or of both at once
     nhev: int  # evaluations of Hessian columns
     nhcol: int  # Hessian columns evaluated
@@ -76,15 +78,10 @@ class Trajectory:
     origin_loss: float = field(repr=False)
     origin_field: FloatArray = field(repr=False)  # (p,)
     objective: Objective | None = field(default=None, repr=False)
-    saved_losses: FloatArray | None = field(default=None, repr=False)  # (n_steps + 1,)
+    saved_losses: FloatArray | None = field(default=None, repr=False)  # (n + 1,)
 
     def __repr__(self) -> str:
         return f"<Trajectory: {self.n_steps} steps to flow time {self.t[-1]:.6g}, {self.status}>"
-
-    @property
-    def n_steps(self) -> int:
-        """Number of accepted steps."""
-        return len(self.t) - 1
 
     @property
     def success(self) -> bool:
@@ -93,17 +90,17 @@ class Trajectory:
 
     @property
     def t_rescaled(self) -> FloatArray:
-        """Rescaled time t / log(1/α) of the steps, shape (n_steps + 1,)."""
+        """Rescaled time t / log(1/α) at the ends of the segments, shape (n + 1,)."""
         return self.t / self.init.log_inverse_alpha
 
     @cached_property
     def theta(self) -> FloatArray:
-        """Products θ at the steps, shape (n_steps + 1, p)."""
+        """Products θ at the ends of the segments, shape (n + 1, p)."""
         return self.init.coordinates.theta(self.z)
 
     @cached_property
     def losses(self) -> FloatArray:
-        """Loss at the steps, shape (n_steps + 1,); evaluated when first asked for.
+        """Loss at the ends of the segments, shape (n + 1,); evaluated when first asked for.
 
         In a trajectory loaded without its objective it is NaN where Ctrl-C came before `save`
         had evaluated it.
@@ -199,6 +196,7 @@ class Trajectory:
         metadata = {
             "log10_alpha": self.init.log10_alpha,
             "product_names": list(self.product_names),
+            "n_steps": self.n_steps,
             "nfev": self.nfev,
             "nhev": self.nhev,
             "nhcol": self.nhcol,

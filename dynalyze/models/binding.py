@@ -5,11 +5,13 @@ from typing import cast
 
 import numpy as np
 
-from dynalyze._typing import ArrayLike, Data
+from dynalyze._typing import ArrayLike, Data, FloatArray
 from dynalyze.errors import InvalidInputError
 from dynalyze.models.data import as_positive_int
 from dynalyze.models.losses import Loss
 from dynalyze.models.protocol import CheckedObjective, Model, Objective
+
+_SCALES = 1e-60, 1e60  # sizes of g at θ = 0 whose squares and products with times floats hold
 
 
 def bind(
@@ -30,6 +32,39 @@ def bind(
     objective = _objective(model, data, loss, sample_weight)
     _check_shapes(objective)
     return objective
+
+
+def check_origin(name: str, value: float, field: FloatArray) -> None:
+    """Refuse a loss that is not a number at θ = 0, or whose scale floats do not hold.
+
+    Parameters
+    ----------
+    name : str
+        What has that loss.
+    value : float
+        The loss at θ = 0.
+    field : ndarray, shape (p,)
+        g there.
+
+    Raises
+    ------
+    InvalidInputError
+        If one is not finite, or g is neither 0 nor within the range of scales.
+    """
+    if not (np.isfinite(value) and np.isfinite(field).all()):
+        raise InvalidInputError(
+            f"{name} has the loss {value:.6g} and the field {field} at θ = 0, where training "
+            "starts: both must be finite there; check the loss, and rescale data beyond the range "
+            "of floats"
+        )
+    largest = float(np.abs(field).max(initial=0.0))
+    least, most = _SCALES
+    if largest > most or 0 < largest < least:
+        raise InvalidInputError(
+            f"{name} has a field of size {largest:.3g} at θ = 0, beyond {least:g} … {most:g}: "
+            f"divide the loss by {largest:.0e}, which changes the unit of flow time alone, or "
+            "bring the data to other units"
+        )
 
 
 def _objective(

@@ -12,7 +12,7 @@ from dynalyze._typing import ArrayLike, Data
 from dynalyze._warn import warn
 from dynalyze.errors import InvalidInputError, StagesOverlapWarning
 from dynalyze.flow.initialization import Initialization, check_initialization
-from dynalyze.models.binding import bind
+from dynalyze.models.binding import bind, check_origin
 from dynalyze.models.counted import CountedObjective
 from dynalyze.models.data import as_positive_int
 from dynalyze.models.losses import Loss, loss_name
@@ -110,7 +110,7 @@ def predict_stages(
             )
     names = objective.product_names
     origin = at_origin(objective)
-    _check_finite(origin, model)
+    check_origin(type(model).__name__, origin.value, origin.field)
     zero = Zero(objective, origin, field_tolerance)
     limits = Limits(zero, tie_tolerance, max_stages, started + max_seconds)
     tolerance = _STATIONARY * float(np.abs(origin.field).max(initial=0.0))
@@ -178,16 +178,6 @@ def _check_rounding(objective: Objective) -> None:
             f"the field of the model has a relative error of {rounding:.1e}, as in float32, and "
             f"limit points are found to {_STATIONARY:g}: give the model precision='float64'; "
             "simulate and train take float32"
-        )
-
-
-def _check_finite(origin: StationaryPoint, model: Model | Objective) -> None:
-    """Refuse a loss that is not a number: no product would seem to have a field."""
-    if not (np.isfinite(origin.value) and np.isfinite(origin.field).all()):
-        raise InvalidInputError(
-            f"{type(model).__name__} has the loss {origin.value:.6g} and the field {origin.field} "
-            "at θ = 0, where training starts: both must be finite there; check the loss, and "
-            "rescale data beyond the range of floats"
         )
 
 

@@ -359,10 +359,38 @@ def test_products_that_multiply_one_another_are_named_as_a_reason():
     assert "does every product enter squared or multiplied by others" in prediction.message
 
 
-def test_data_whose_squares_overflow_end_the_stage_with_the_reason():
-    prediction = predict_stages(DiagonalLinear(3), (1e200 * X, Y))
-    assert prediction.status == "no limit point"
-    assert "beyond the range of floats: rescale the data" in prediction.message
+@pytest.mark.parametrize("scale", [1e200, 1e-200])
+def test_a_loss_beyond_the_scales_of_floats_is_named(scale):
+    message = r"has a field of size .* at θ = 0, beyond 1e-60 … 1e\+60: divide the loss by"
+    init = Initialization.gaussian(3, log10_alpha=-8, rng=0)
+    for X_scaled, y_scaled in ((scale * X, Y), (X, scale * Y)):
+        with pytest.raises(InvalidInputError, match=message):
+            predict_stages(DiagonalLinear(3), (X_scaled, y_scaled))
+        with pytest.raises(InvalidInputError, match=message):
+            simulate(DiagonalLinear(3), (X_scaled, y_scaled), init=init)
+
+
+@pytest.mark.parametrize("scale", [1e50, 1e-50])
+def test_the_scale_of_a_loss_changes_the_unit_of_time_alone(scale):
+    init = Initialization.gaussian(3, log10_alpha=-8, rng=0)
+    expected = predict_stages(DiagonalLinear(3), (X, Y), init=init)
+    root = np.sqrt(scale)
+    found = predict_stages(DiagonalLinear(3), (root * X, root * Y), init=init)
+    np.testing.assert_array_equal(found.coordinates, expected.coordinates)
+    np.testing.assert_allclose(found.theta, expected.theta, rtol=1e-9, atol=1e-12)
+    np.testing.assert_allclose(found.times * scale, expected.times, rtol=1e-9)
+    until = 3 * expected.times[0] * init.log_inverse_alpha
+    flow = simulate(DiagonalLinear(3), (X, Y), init=init, until=until)
+    scaled = simulate(DiagonalLinear(3), (root * X, root * Y), init=init, until=until / scale)
+    np.testing.assert_allclose(scaled.z[-1], flow.z[-1], rtol=0, atol=1e-5)
+
+
+def test_features_in_tiny_units_do_not_look_as_if_the_loss_had_no_minimum():
+    init = Initialization.gaussian(3, log10_alpha=-8, rng=0)
+    small = simulate(DiagonalLinear(3), (1e-20 * X, Y), init=init)
+    expected = predict_stages(DiagonalLinear(3), (X, Y)).theta[-1]
+    assert small.status == "stationary"
+    np.testing.assert_allclose(1e-20 * small.theta[-1], expected, rtol=1e-6, atol=1e-6)
 
 
 def test_bare_module():

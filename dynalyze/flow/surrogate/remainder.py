@@ -12,10 +12,10 @@ import numpy as np
 
 from dynalyze._typing import FloatArray, IntArray
 
-_GROWTH = 2.0  # of divided differences with the order, in natural lengths
+_EXTRAPOLATION = 2.0  # largest, in units of the span of the newest nodes
 
 
-@dataclass(eq=False)
+@dataclass(frozen=True, eq=False)
 class Sample:
     """The field at one point of the path."""
 
@@ -25,21 +25,21 @@ class Sample:
 
 
 class Polynomial(NamedTuple):
-    """r ≈ Σ_m coefficients[m] ∏_{i<m} (s − nodes[i]), constant from s_last on."""
+    """r ≈ Σ_m newton[m] ∏_{i<m} (s − nodes[i]), constant from s_last on."""
 
     nodes: FloatArray  # (n,)
-    coefficients: FloatArray  # (m ≤ n, p)
+    newton: FloatArray  # (m ≤ n, p)
     s_last: float
 
 
 def newton_form(
-    samples: list[Sample], exact: Sample | None, active: IntArray, columns: FloatArray
+    samples: tuple[Sample, ...], exact: Sample | None, active: IntArray, columns: FloatArray
 ) -> tuple[FloatArray, FloatArray]:
     """Nodes and Newton coefficients of the remainder, in the order of `samples`.
 
     Parameters
     ----------
-    samples : list of Sample
+    samples : tuple of Sample
         Newest first.
     exact : Sample, optional
         The one at which H is exact; its node counts twice.
@@ -72,30 +72,40 @@ def is_doubled(nodes: FloatArray) -> bool:
     return len(nodes) > 1 and bool(nodes[0] == nodes[1])
 
 
-def is_alone(nodes: FloatArray) -> bool:
-    """Whether all nodes are of one point."""
-    return len(nodes) == 1 + is_doubled(nodes)
-
-
-def error_sizes(nodes: FloatArray, newton: FloatArray, order: int, first: FloatArray) -> FloatArray:
+def error_sizes(
+    nodes: FloatArray, newton: FloatArray, order: int, rate: float, length: float
+) -> FloatArray:
     """Factors E_m of the interpolation error E_m ∏_{i<m} |s − x_i| with m nodes.
 
-    They are the divided differences that one node more shows. For all n nodes that is not known:
-    in natural lengths E_n is taken to be a little more than E_{n−1}. Where there is but one
-    point, the entries of `first` stand in, for m = 1 and for m = 2.
+    They are the divided differences that one node more shows. With all n nodes that is not known:
+    the remainder is then taken to vary over the distance that the nodes span. Where all nodes are
+    of one point it is taken to vary by `rate` over `length`.
 
     Returns
     -------
     ndarray, shape (M + 1,)
         E_m for m = 1 … M ≤ order; the entry 0 means nothing.
     """
-    n = len(nodes)
+    n, doubled = len(nodes), is_doubled(nodes)
     sizes = np.zeros(min(n, order) + 1)
-    sizes[1:n] = np.max(np.abs(newton[1:]), axis=1, initial=0.0)[: len(sizes) - 1]
-    if is_alone(nodes):
-        sizes[n] = first[n - 1]
-    elif n < len(sizes):
-        sizes[n] = _GROWTH * sizes[n - 1]
-    if is_doubled(nodes):
+    for m in range(1, min(n, order + 1)):
+        sizes[m] = np.max(np.abs(newton[m]))
+    if n == 1 + doubled:
+        sizes[n] = rate / length**n
+    elif n <= order:
+        sizes[n] = sizes[n - 1] / abs(nodes[0] - nodes[-1])
+    if doubled:
         sizes[1] = np.inf  # a constant is right as if by two nodes
     return sizes
+
+
+def extrapolation(
+    nodes: FloatArray, newton: FloatArray, sizes: FloatArray, s: float, arc: float
+) -> Polynomial:
+    """Polynomial to go on with from arc length s, where a step of the length `arc` is expected."""
+    reach = np.cumprod(np.abs(s + arc - nodes[: len(sizes) - 1]))
+    terms = min(int(np.argmin(sizes[1:] * reach)) + 1, len(nodes))
+    # An extrapolated polynomial may feed on itself: what moves s moves P(s).
+    span = float(np.ptp(nodes[: min(terms, 3)]))
+    s_last = np.inf if is_doubled(nodes) else max(s, nodes[0]) + _EXTRAPOLATION * span
+    return Polynomial(nodes, newton[:terms], s_last)
