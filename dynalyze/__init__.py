@@ -6,10 +6,11 @@ The main entry points are loaded on first use, so that importing the package is 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from dynalyze._version import __version__
 
 if TYPE_CHECKING:
     from dynalyze import checks, datasets, models, symbolic
+    from dynalyze import ranks as ranks
     from dynalyze import spectra as spectra
     from dynalyze import training as training
     from dynalyze.checks.assumptions import check_assumptions
@@ -75,7 +76,8 @@ _HOMES = {
     "simulate": "flow.simulate",
 }
 _SUBPACKAGES = ("checks", "datasets", "models", "symbolic")
-_NEED_TORCH = ("spectra", "training")  # not in __all__: `import *` works without torch, quickly
+# Not in __all__: `import *` works without torch, quickly.
+_NEED_TORCH = ("ranks", "spectra", "training")
 
 __all__ = [
     "AssumptionReport",

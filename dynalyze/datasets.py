@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from dynalyze._typing import FloatArray
+from dynalyze._core.arrays import FloatArray
 from dynalyze.errors import InvalidInputError, MissingDependencyError
 from dynalyze.models.attention_head import AttentionHead
 from dynalyze.models.data import as_generator

@@ -8,16 +8,9 @@ import matplotlib as mpl
 import numpy as np
 
 from dynalyze import Initialization, StagePrediction, datasets
-from dynalyze.training import (
-    FullHead,
-    FullTrajectory,
-    Recording,
-    TrainingRun,
-    predict_rank_steps,
-    rank_steps,
-    simulate_full,
-    train,
-)
+from dynalyze.ranks import FullTrajectory, predict_rank_steps, rank_steps
+from dynalyze.ranks import simulate as simulate_full
+from dynalyze.training import FullHead, Recording, TrainingRun, train
 from validation import _toy, report
 
 HEAD = FullHead(50, 50)

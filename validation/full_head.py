@@ -4,15 +4,9 @@ import matplotlib as mpl
 import numpy as np
 
 from dynalyze import Initialization
-from dynalyze.training import (
-    FullHead,
-    FullTrajectory,
-    RankPrediction,
-    predict_rank_steps,
-    rank_steps,
-    simulate_full,
-    train,
-)
+from dynalyze.ranks import FullTrajectory, RankPrediction, predict_rank_steps, rank_steps
+from dynalyze.ranks import simulate as simulate_full
+from dynalyze.training import FullHead, train
 from validation import report
 
 HEAD = FullHead(4, 3)

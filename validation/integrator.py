@@ -19,7 +19,7 @@ from scipy.integrate import LSODA
 from scipy.optimize import brentq
 
 from dynalyze import Initialization, simulate
-from dynalyze._typing import FloatArray, IntArray
+from dynalyze._core.arrays import FloatArray, IntArray
 from dynalyze.models import AttentionHead, DiagonalLinear, SymbolicModel
 from dynalyze.models.protocol import Objective
 from validation import report
@@ -263,8 +263,8 @@ def picture() -> None:
     mpl.use("Agg")
     from matplotlib import pyplot as plt
 
-    from dynalyze.flow.surrogate.method import step
-    from dynalyze.flow.surrogate.state import start
+    from dynalyze.flow.steppers.surrogate.method import step
+    from dynalyze.flow.steppers.surrogate.state import start
 
     q = problem(1)
     up, down = q.init.coordinates.log_amplitudes()

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from dynalyze._typing import FloatArray
+from dynalyze._core.arrays import FloatArray
 from dynalyze.spectra import (
     PRODUCTS,
     SpectraHistory,

@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from dynalyze._interrupts import delivering, held
-from dynalyze._typing import ArrayLike, Data, FloatArray
+from dynalyze._core.arrays import ArrayLike, Data, FloatArray
+from dynalyze._core.interrupts import delivering, held
 from dynalyze.checks.growth import grows
 from dynalyze.checks.kinks import free_of_kinks
 from dynalyze.checks.minima import strict_minimum
@@ -22,8 +22,8 @@ from dynalyze.models.binding import bind
 from dynalyze.models.data import as_positive_int
 from dynalyze.models.losses import Loss
 from dynalyze.models.protocol import Model, Objective
-from dynalyze.stages.durations import plateau
 from dynalyze.stages.prediction import StagePrediction
+from dynalyze.stages.stationary import known_point
 from dynalyze.stages.transition import onset
 
 _SMALLEST_FLOAT = -300.0  # log10 of an α that floats can still hold
@@ -159,7 +159,7 @@ def _follow_failed_stage(objective: Objective, prediction: StagePrediction) -> F
     winner = next_activation(prediction, k)
     if winner is None:
         return None
-    point = plateau(prediction, objective, k)
+    point = known_point(objective, prediction.theta[k], prediction.losses[k], prediction.fields[k])
     start = onset(objective, point, winner.coordinate, winner.sign)
     scale = float(np.abs(prediction.fields[0]).max())
     return follow(objective, start, field_scale=scale)

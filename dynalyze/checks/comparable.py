@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from dynalyze._typing import FloatArray
+from dynalyze._core.arrays import FloatArray
 from dynalyze.checks.matching import Run
 from dynalyze.errors import InvalidInputError
 from dynalyze.stages.prediction import StagePrediction

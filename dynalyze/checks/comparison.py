@@ -5,11 +5,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dynalyze._dataframe import dataframe
-from dynalyze._plain import plain
-from dynalyze._typing import BoolArray, FloatArray, IntArray
+from dynalyze._core.arrays import BoolArray, FloatArray, IntArray
+from dynalyze._core.dataframe import dataframe
+from dynalyze._core.plain import plain
 from dynalyze.checks.comparable import check_comparable
 from dynalyze.checks.matching import Inversion, Outcome, Run, inversions, match
+from dynalyze.checks.table import comparison_table
 from dynalyze.errors import InvalidInputError
 from dynalyze.stages.prediction import StagePrediction
 
@@ -102,9 +103,27 @@ class Comparison:
 
     def summary(self) -> str:
         """Table of the stages, one line each, with what did not match below it."""
-        from dynalyze.checks.table import summary
+        return comparison_table(
+            self._columns(),
+            log10_alpha=self.log10_alpha,
+            threshold=self.threshold,
+            clock=self.clock,
+            inversions=self.inversions,
+            missing=self.missing.tolist(),
+            extra=self._extra(),
+        )
 
-        return summary(self)
+    def _extra(self) -> list[str]:
+        """Jumps that no stage predicts, in words."""
+        finite, foreseen = self.prediction.finite, set()
+        if finite is not None:
+            foreseen = set(zip(finite.coordinates.tolist(), finite.signs.tolist(), strict=True))
+        jumps = zip(self.extra_times, self.extra_coordinates, self.extra_signs, strict=True)
+        return [
+            f"{'+' if sign > 0 else '−'} {self.prediction.name(int(i))} at t = {t:.6g}"
+            + ("; foreseen at this α" if (int(i), int(sign)) in foreseen else "")
+            for t, i, sign in jumps
+        ]
 
     def __repr__(self) -> str:
         matched = sum(outcome is Outcome.MATCHED for outcome in self.outcomes)
@@ -115,8 +134,11 @@ class Comparison:
 
     def to_dataframe(self) -> "pd.DataFrame":
         """Stages as a pandas DataFrame, one row each (needs the extra ``dataframe``)."""
+        return dataframe(self._columns(), number_rows="stage")
+
+    def _columns(self) -> dict[str, Any]:
         prediction = self.prediction
-        columns = {
+        return {
             "product": [prediction.name(int(i)) for i in prediction.coordinates],
             "sign": prediction.signs,
             "outcome": [str(outcome) for outcome in self.outcomes],
@@ -130,7 +152,6 @@ class Comparison:
             "separated": self.separated,
             "relative_plateau_distance": self.relative_plateau_distances[1:],
         }
-        return dataframe(columns, number_rows="stage")
 
     def to_dict(self) -> dict[str, Any]:
         """Stages, inversions and crossings that no stage predicts, ready for JSON.
@@ -147,8 +168,8 @@ class Comparison:
         return dict(plain(products | {name: getattr(self, name) for name in names}))
 
     def plot(self, ax: "Axes | None" = None) -> "Axes":
-        """Loss of the run over the predicted staircase, errors below; see `plotting`."""
-        from dynalyze.plotting import plot_comparison
+        """Loss of the run over the predicted staircase, errors below; see `plots.comparison`."""
+        from dynalyze.plots.comparison import plot_comparison
 
         return plot_comparison(self, ax=ax)
 

@@ -12,7 +12,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from dynalyze._typing import FloatArray, IntArray
+from dynalyze._core.arrays import FloatArray, IntArray
 from dynalyze.checks.report import Verdict
 from dynalyze.models.protocol import Objective
 from dynalyze.stages.prediction import StagePrediction

@@ -8,7 +8,7 @@ from typing import Protocol
 
 import numpy as np
 
-from dynalyze._typing import ArrayLike, BoolArray, FloatArray, IntArray
+from dynalyze._core.arrays import ArrayLike, BoolArray, FloatArray, IntArray
 from dynalyze.flow.initialization import Initialization
 from dynalyze.stages.prediction import StagePrediction
 

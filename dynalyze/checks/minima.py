@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.sparse.linalg import eigsh
 
-from dynalyze._typing import BoolArray, FloatArray
+from dynalyze._core.arrays import BoolArray, FloatArray
 from dynalyze.checks.report import Verdict
 from dynalyze.models.protocol import Objective
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dynalyze._typing import BoolArray, FloatArray
+from dynalyze._core.arrays import BoolArray, FloatArray
 from dynalyze.checks.orbits import Fate, follow
 from dynalyze.checks.report import Verdict
 from dynalyze.models.protocol import Objective

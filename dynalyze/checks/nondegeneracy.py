@@ -2,12 +2,12 @@
 
 import numpy as np
 
-from dynalyze._typing import FloatArray
+from dynalyze._core.arrays import FloatArray
 from dynalyze.checks.report import Verdict
 from dynalyze.errors import InvalidInputError
 from dynalyze.flow.initialization import Initialization
+from dynalyze.stages.equations import Activation, activation, time_until_active
 from dynalyze.stages.prediction import StagePrediction
-from dynalyze.stages.recursion import Activation, activation, time_until_active
 
 _BALANCED = 1e-12  # relative difference of |u| and |v| that rounding alone may make
 _NO_FIELD = 1e-8  # |g| of a product that left, relative to max|g(0)|, that counts as 0

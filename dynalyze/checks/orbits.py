@@ -5,7 +5,7 @@ from enum import StrEnum
 
 import numpy as np
 
-from dynalyze._typing import FloatArray, IntArray
+from dynalyze._core.arrays import FloatArray, IntArray
 from dynalyze.errors import FlowError
 from dynalyze.flow.coordinates import BalancedCoordinates
 from dynalyze.models.counted import CountedObjective

@@ -4,8 +4,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dynalyze._interrupts import delivering, held
-from dynalyze._typing import ArrayLike, BoolArray, FloatArray, IntArray
+from dynalyze._core.arrays import ArrayLike, BoolArray, FloatArray, IntArray
+from dynalyze._core.interrupts import delivering, held
 from dynalyze.errors import InvalidInputError
 from dynalyze.flow.initialization import Initialization
 from dynalyze.flow.simulate import simulate

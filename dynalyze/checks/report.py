@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from dynalyze._plain import plain
+from dynalyze._core.plain import plain
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from dynalyze._atomic_file import replacing, writable_target
+from dynalyze._core.atomic_file import replacing, writable_target
 from dynalyze.cli._console import show
 from dynalyze.errors import InvalidInputError, SavedFileError
 

@@ -7,7 +7,7 @@ import warnings
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from dynalyze._interrupts import held, interruptible
+from dynalyze._core.interrupts import held, interruptible
 from dynalyze.cli import _arguments, _output
 from dynalyze.errors import InvalidInputError, StagesOverlapWarning
 
@@ -101,7 +101,7 @@ def _parts(comparison: Comparison) -> dict[str, Any]:
 
 
 def _load(files: list[str]) -> tuple[StagePrediction, Run]:
-    from dynalyze._saved_files import saved_kind
+    from dynalyze._core.saved_files import saved_kind
     from dynalyze.flow.trajectory import Trajectory
     from dynalyze.stages.prediction import StagePrediction
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, Any
 
-from dynalyze._interrupts import held, interruptible
+from dynalyze._core.interrupts import held, interruptible
 from dynalyze.cli import _arguments, _output
 
 if TYPE_CHECKING:

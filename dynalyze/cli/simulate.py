@@ -5,11 +5,11 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, Any
 
-from dynalyze._interrupts import held, interruptible
+from dynalyze._core.interrupts import held, interruptible
 from dynalyze.cli import _arguments, _output
 
 if TYPE_CHECKING:
-    from dynalyze._typing import FloatArray
+    from dynalyze._core.arrays import FloatArray
     from dynalyze.flow.trajectory import Trajectory
 
 _JUMP = 0.05  # of a product's largest value: the size at which its jump is called
@@ -119,7 +119,7 @@ def _parts(trajectory: Trajectory, crossings: list[dict[str, Any]]) -> dict[str,
 
 def _table(trajectory: Trajectory, crossings: list[dict[str, Any]], threshold: float | None) -> str:
     """Every crossing of the threshold, one line each, with the status below."""
-    from dynalyze.stages.table import aligned
+    from dynalyze._core.text import aligned
 
     rows = [
         [

@@ -85,7 +85,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _parts(history: Any) -> dict[str, Any]:
-    from dynalyze.spectra import PRODUCTS
+    from dynalyze._core.products import PRODUCTS
 
     return {
         "steps": history.steps.tolist(),

@@ -13,7 +13,7 @@ from typing import Protocol
 
 import numpy as np
 
-from dynalyze._typing import BoolArray, FloatArray
+from dynalyze._core.arrays import BoolArray, FloatArray
 
 _LOG_MAX = 700.0  # exp stays finite below; beyond it the flow has long diverged
 

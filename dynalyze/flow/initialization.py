@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from dynalyze._typing import ArrayLike, FloatArray
+from dynalyze._core.arrays import ArrayLike, FloatArray
 from dynalyze.errors import InvalidInputError
 from dynalyze.flow.coordinates import LogCoordinates
 from dynalyze.models.data import as_generator

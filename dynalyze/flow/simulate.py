@@ -6,10 +6,10 @@ from typing import Any
 import numpy as np
 from tqdm.auto import tqdm
 
-from dynalyze._interrupts import held
-from dynalyze._typing import ArrayLike, Data
+from dynalyze._core.arrays import ArrayLike, Data
+from dynalyze._core.interrupts import held
 from dynalyze.errors import InvalidInputError
-from dynalyze.flow.driver import METHODS, FlowState, Run
+from dynalyze.flow.follow import METHODS, FlowState, Run
 from dynalyze.flow.initialization import Initialization, check_initialization
 from dynalyze.flow.trajectory import Trajectory
 from dynalyze.models.binding import bind

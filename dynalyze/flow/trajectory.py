@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dynalyze._interrupts import arrived, delivering, held
-from dynalyze._saved_files import load_saved, write_saved
-from dynalyze._saved_schema import Array, ListOf, Schema
-from dynalyze._typing import ArrayLike, FloatArray, IntArray
+from dynalyze._core.arrays import ArrayLike, FloatArray, IntArray
+from dynalyze._core.interrupts import arrived, delivering, held
+from dynalyze._core.saved_files import load_saved, write_saved
+from dynalyze._core.saved_schema import Array, ListOf, Schema
 from dynalyze.errors import InvalidInputError
-from dynalyze.flow.dense_output import DenseOutput
+from dynalyze.flow.dense import DenseOutput
 from dynalyze.flow.initialization import Initialization
 from dynalyze.models.counted import CountedObjective
 from dynalyze.models.protocol import Objective
@@ -164,8 +164,8 @@ class Trajectory:
         return self.dense.crossings(self.init.coordinates.z_of_theta(sizes))
 
     def plot(self, ax: "Axes | None" = None) -> "Axes":
-        """Loss over rescaled time, the products under it; see `plotting.plot_trajectory`."""
-        from dynalyze.plotting import plot_trajectory
+        """Loss over rescaled time, the products under it; see `plots.trajectory`."""
+        from dynalyze.plots.trajectory import plot_trajectory
 
         return plot_trajectory(self, ax=ax)
 

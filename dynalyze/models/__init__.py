@@ -9,10 +9,10 @@ from dynalyze.models.linear import DiagonalLinear, DiagonalLinearObjective
 from dynalyze.models.protocol import Model, Objective
 
 if TYPE_CHECKING:
-    from dynalyze.models.diagonal_transformer import DiagonalTransformer
-    from dynalyze.models.symbolic_loss import SymbolicLoss
-    from dynalyze.models.symbolic_model import SymbolicModel
-    from dynalyze.models.torch_model import TorchModel
+    from dynalyze.models.formula.loss import SymbolicLoss
+    from dynalyze.models.formula.model import SymbolicModel
+    from dynalyze.models.torch.model import TorchModel
+    from dynalyze.models.torch.transformer import DiagonalTransformer
 
 __all__ = [
     "AttentionHead",
@@ -29,10 +29,10 @@ __all__ = [
 
 # SymPy and torch take about a second to import: the first use of what needs them loads them.
 _LOADED_ON_USE = {
-    "DiagonalTransformer": "diagonal_transformer",
-    "SymbolicLoss": "symbolic_loss",
-    "SymbolicModel": "symbolic_model",
-    "TorchModel": "torch_model",
+    "DiagonalTransformer": "torch.transformer",
+    "SymbolicLoss": "formula.loss",
+    "SymbolicModel": "formula.model",
+    "TorchModel": "torch.model",
 }
 
 

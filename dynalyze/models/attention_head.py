@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from dynalyze._typing import ArrayLike, Data, FloatArray, IntArray
+from dynalyze._core.arrays import ArrayLike, Data, FloatArray, IntArray
 from dynalyze.errors import InvalidInputError
 from dynalyze.models import kernels
 from dynalyze.models.data import (

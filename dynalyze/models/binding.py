@@ -5,7 +5,7 @@ from typing import cast
 
 import numpy as np
 
-from dynalyze._typing import ArrayLike, Data, FloatArray
+from dynalyze._core.arrays import ArrayLike, Data, FloatArray
 from dynalyze.errors import InvalidInputError
 from dynalyze.models.data import as_positive_int
 from dynalyze.models.losses import Loss

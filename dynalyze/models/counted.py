@@ -1,10 +1,11 @@
 """An objective that counts how often it is evaluated, and lets Ctrl-C in between."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import ParamSpec, TypeVar
 
-from dynalyze._interrupts import deliver, evaluate
-from dynalyze._typing import FloatArray, IntArray
+from dynalyze._core.arrays import FloatArray, IntArray
+from dynalyze._core.interrupts import deliver, evaluate
 from dynalyze.models.least_squares import HessianMinimizer, SupportMinimizer
 from dynalyze.models.protocol import CheckedObjective, Objective
 
@@ -12,10 +13,26 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
+@dataclass(frozen=True)
+class Stats:
+    """Work done by a prediction."""
+
+    nfev: int  # evaluations of the field
+    nhev: int  # evaluations of Hessian columns
+    nhcol: int  # Hessian columns, over all evaluations
+    seconds: float  # wall-clock time
+
+    def __str__(self) -> str:
+        return (
+            f"{self.nfev} gradients, {self.nhcol} Hessian columns in {self.nhev} calls, "
+            f"{self.seconds:.2f} s"
+        )
+
+
 class CountedObjective(CheckedObjective):
     """Objective that passes every call on and counts it, so that work can be compared.
 
-    Before each call a Ctrl-C that `dynalyze._interrupts` holds is delivered.
+    Before each call a Ctrl-C that `dynalyze._core.interrupts` holds is delivered.
 
     Parameters
     ----------

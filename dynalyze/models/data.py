@@ -5,8 +5,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from dynalyze._typing import ArrayLike, Data, FloatArray, IntArray
-from dynalyze._warn import warn
+from dynalyze._core.arrays import ArrayLike, Data, FloatArray, IntArray
+from dynalyze._core.warn import warn
 from dynalyze.errors import ConstantFeatureWarning, InvalidInputError
 from dynalyze.models.tables import as_plain, check_same_rows
 

@@ -13,7 +13,7 @@ from typing import Protocol
 import numpy as np
 from scipy.linalg.blas import dtrsm, dtrsv
 
-from dynalyze._typing import FloatArray, IntArray
+from dynalyze._core.arrays import FloatArray, IntArray
 from dynalyze.errors import FlowError
 
 _OUT_OF_RANGE = "the curvature of the loss is beyond the range of floats: rescale the data"

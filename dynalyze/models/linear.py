@@ -5,7 +5,7 @@ from functools import cached_property
 
 import numpy as np
 
-from dynalyze._typing import ArrayLike, Data, FloatArray, IntArray
+from dynalyze._core.arrays import ArrayLike, Data, FloatArray, IntArray
 from dynalyze.errors import InvalidInputError
 from dynalyze.models.data import (
     as_finite_array,

@@ -10,7 +10,7 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 
-from dynalyze._typing import ArrayLike, Data, FloatArray, IntArray
+from dynalyze._core.arrays import ArrayLike, Data, FloatArray, IntArray
 
 
 @runtime_checkable

@@ -3,7 +3,7 @@
 import sys
 from typing import TYPE_CHECKING, Any, TypeGuard
 
-from dynalyze._typing import ArrayLike, Data
+from dynalyze._core.arrays import ArrayLike, Data
 from dynalyze.errors import InvalidInputError
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 from torch import Tensor, nn
 
-from dynalyze._warn import warn
+from dynalyze._core.warn import warn
 from dynalyze.errors import AttentionLeftOutWarning, InvalidInputError
 from dynalyze.spectra.confirmation import confirmed
 from dynalyze.spectra.recognition import Candidate, Layouts, has_heads, recognise, resolve

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dynalyze._warn import warn
+from dynalyze._core.warn import warn
 from dynalyze.errors import InvalidInputError, SavedFileError, UnreadableCheckpointWarning
 from dynalyze.models.data import as_positive_int
 from dynalyze.spectra.attention import find_sources, select_layers

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dynalyze._warn import warn
+from dynalyze._core.warn import warn
 from dynalyze.errors import InvalidInputError, UnconfirmedLayoutWarning
 from dynalyze.spectra.arithmetic import plain_arithmetic
 from dynalyze.spectra.calls import Call, captured_calls

@@ -25,11 +25,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dynalyze._dataframe import dataframe
-from dynalyze._plain import plain
-from dynalyze._typing import ArrayLike, FloatArray, IntArray
+from dynalyze._core.arrays import ArrayLike, FloatArray, IntArray
+from dynalyze._core.dataframe import dataframe
+from dynalyze._core.plain import plain
+from dynalyze._core.products import PRODUCTS
 from dynalyze.errors import InvalidInputError
-from dynalyze.spectra.history import PRODUCTS, SpectraHistory
+from dynalyze.spectra.history import SpectraHistory
 
 if TYPE_CHECKING:
     import pandas as pd

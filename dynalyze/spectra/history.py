@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dynalyze._dataframe import dataframe
-from dynalyze._saved_files import load_saved, write_saved
-from dynalyze._saved_schema import Array, ListOf, Schema
-from dynalyze._typing import FloatArray, IntArray
+from dynalyze._core.arrays import FloatArray, IntArray
+from dynalyze._core.dataframe import dataframe
+from dynalyze._core.products import PRODUCTS
+from dynalyze._core.saved_files import load_saved, write_saved
+from dynalyze._core.saved_schema import Array, ListOf, Schema
 from dynalyze.errors import InvalidInputError
 from dynalyze.spectra.rank_measures import stable_rank
 
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
 
-PRODUCTS = ("W_K W_Q", "W_V W_O")
 SCHEMA = Schema(
     "spectra history",
     arrays={
@@ -213,7 +213,7 @@ class SpectraHistory:
         ax: "Axes | None" = None,
     ) -> "Axes":
         """Draw one head's singular values against training; see `dynalyze.spectra.plot_spectra`."""
-        from dynalyze.spectra.plotting import plot_spectra
+        from dynalyze.plots.spectra import plot_spectra
 
         return plot_spectra(self, layer, head, product, n_values=n_values, ax=ax)
 
@@ -225,7 +225,7 @@ class SpectraHistory:
         ax: "Axes | None" = None,
     ) -> "Axes":
         """Draw the stable ranks against training; see `dynalyze.spectra.plot_stable_rank`."""
-        from dynalyze.spectra.plotting import plot_stable_rank
+        from dynalyze.plots.spectra import plot_stable_rank
 
         return plot_stable_rank(self, layers, product, ax=ax)
 
@@ -244,14 +244,6 @@ class SpectraHistory:
                 f"{len(self.layer_names)} layers, of {np.bincount(self.layer).tolist()} heads."
             )
         return int(found[0])
-
-
-def product_index(product: int | str) -> int:
-    """0 for W_K W_Qᵀ and 1 for W_V W_Oᵀ, from a number or from the name."""
-    names: dict[int | str, int] = {0: 0, 1: 1, PRODUCTS[0]: 0, PRODUCTS[1]: 1}
-    if product not in names:
-        raise InvalidInputError(f"product must be one of {', '.join(PRODUCTS)}, got {product!r}.")
-    return names[product]
 
 
 def concatenate(first: SpectraHistory, second: SpectraHistory) -> SpectraHistory:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from dynalyze._typing import FloatArray, IntArray
+from dynalyze._core.arrays import FloatArray, IntArray
 from dynalyze.errors import InvalidInputError, MissingDependencyError
 from dynalyze.spectra.attention import find_sources, model_lookup
 from dynalyze.spectra.recognition import display_name, natural_order, sources_from_names

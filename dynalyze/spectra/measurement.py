@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dynalyze._typing import FloatArray
+from dynalyze._core.arrays import FloatArray
 from dynalyze.spectra.low_rank import (
     Reference,
     change_core,

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from dynalyze._typing import FloatArray, IntArray
+from dynalyze._core.arrays import FloatArray, IntArray
 
 
 def stable_rank(frobenius: FloatArray, spectral: FloatArray) -> FloatArray:

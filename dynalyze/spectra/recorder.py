@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dynalyze._typing import FloatArray
+from dynalyze._core.arrays import FloatArray
 from dynalyze.errors import InvalidInputError
 from dynalyze.spectra.arithmetic import plain_arithmetic
 from dynalyze.spectra.history import PER_RECORD, SpectraHistory, concatenate

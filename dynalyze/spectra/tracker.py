@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from dynalyze._warn import warn
+from dynalyze._core.warn import warn
 from dynalyze.errors import InvalidInputError, UncountedStepsWarning
 from dynalyze.spectra.attention import check_trained, find_sources, model_lookup
 from dynalyze.spectra.history import SpectraHistory

@@ -7,13 +7,13 @@ from enum import StrEnum
 
 import numpy as np
 
-from dynalyze._interrupts import deliver
-from dynalyze._typing import BoolArray, FloatArray
+from dynalyze._core.arrays import BoolArray, FloatArray
+from dynalyze._core.interrupts import deliver
 from dynalyze.errors import FlowError, UndecidedTransitionError
 from dynalyze.models.counted import CountedObjective
 from dynalyze.models.protocol import Objective, relative_field_units
 from dynalyze.stages.clocks import Clock
-from dynalyze.stages.recursion import Activation, activation
+from dynalyze.stages.equations import Activation, activation
 from dynalyze.stages.sign_constrained import SignConstrainedLimits
 from dynalyze.stages.stationary import StationaryPoint
 from dynalyze.stages.transition import (

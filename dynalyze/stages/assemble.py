@@ -4,11 +4,12 @@ from typing import Any
 
 import numpy as np
 
-from dynalyze._typing import FloatArray
+from dynalyze._core.arrays import FloatArray
+from dynalyze.models.counted import Stats
 from dynalyze.models.protocol import Objective
 from dynalyze.stages.algorithm import Ending, Limits, Stage
 from dynalyze.stages.finite import FiniteScaleStages
-from dynalyze.stages.prediction import StagePrediction, Stats
+from dynalyze.stages.prediction import StagePrediction
 from dynalyze.stages.stationary import StationaryPoint
 from dynalyze.stages.transition import Transition
 

@@ -10,16 +10,16 @@ from typing import Protocol
 
 import numpy as np
 
-from dynalyze._typing import BoolArray, FloatArray
+from dynalyze._core.arrays import BoolArray, FloatArray
 from dynalyze.flow.initialization import Initialization
-from dynalyze.stages.orbit import Orbit
-from dynalyze.stages.recursion import (
+from dynalyze.stages.equations import (
     Activation,
     active_log_scale,
     initial_log_scale,
     log_scale,
     time_until_active,
 )
+from dynalyze.stages.orbit import Orbit
 from dynalyze.stages.stationary import StationaryPoint, scaled_spectrum
 from dynalyze.stages.transition import Transition
 

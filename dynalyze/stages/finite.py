@@ -7,7 +7,7 @@ from typing import Any, Self
 import numpy as np
 from scipy.interpolate import CubicSpline
 
-from dynalyze._typing import FloatArray, IntArray
+from dynalyze._core.arrays import FloatArray, IntArray
 from dynalyze.errors import InvalidInputError
 from dynalyze.flow.initialization import Initialization
 from dynalyze.stages.algorithm import Stage

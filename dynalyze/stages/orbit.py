@@ -4,9 +4,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dynalyze._typing import FloatArray, IntArray
+from dynalyze._core.arrays import FloatArray, IntArray
 from dynalyze.flow.coordinates import BalancedCoordinates
-from dynalyze.flow.stepper import Segment
+from dynalyze.flow.steppers.protocol import Segment
 from dynalyze.stages.stationary import StationaryPoint, scaled_spectrum
 
 ARRIVED = 0.01  # an orbit has arrived when Newton's method moves no log|θ| by more than this

@@ -7,13 +7,13 @@ from dataclasses import replace
 import numpy as np
 from tqdm.auto import tqdm
 
-from dynalyze._interrupts import delivering, held, interruptible, take
-from dynalyze._typing import ArrayLike, Data
-from dynalyze._warn import warn
+from dynalyze._core.arrays import ArrayLike, Data
+from dynalyze._core.interrupts import delivering, held, interruptible, take
+from dynalyze._core.warn import warn
 from dynalyze.errors import InvalidInputError, StagesOverlapWarning
 from dynalyze.flow.initialization import Initialization, check_initialization
 from dynalyze.models.binding import bind, check_origin
-from dynalyze.models.counted import CountedObjective
+from dynalyze.models.counted import CountedObjective, Stats
 from dynalyze.models.data import as_positive_int
 from dynalyze.models.losses import Loss, loss_name
 from dynalyze.models.protocol import Model, Objective
@@ -21,7 +21,7 @@ from dynalyze.stages.algorithm import Ending, Limits, Stage, Status, Transitions
 from dynalyze.stages.assemble import assemble
 from dynalyze.stages.clocks import FiniteScaleClock, LeadingOrderClock
 from dynalyze.stages.finite import FiniteScaleStages
-from dynalyze.stages.prediction import StagePrediction, Stats
+from dynalyze.stages.prediction import StagePrediction
 from dynalyze.stages.stationary import StationaryPoint, at_origin
 from dynalyze.stages.transition import ONSET, orbit_stepper
 

@@ -7,30 +7,24 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
-from dynalyze._dataframe import dataframe
-from dynalyze._saved_files import load_saved, write_saved
-from dynalyze._typing import BoolArray, FloatArray, IntArray
+from dynalyze._core.arrays import BoolArray, FloatArray, IntArray
+from dynalyze._core.dataframe import dataframe
+from dynalyze._core.saved_files import load_saved, write_saved
 from dynalyze.errors import InvalidInputError
+from dynalyze.models.counted import Stats
 from dynalyze.models.protocol import Objective
 from dynalyze.stages.algorithm import Status
+from dynalyze.stages.durations import transition_durations
 from dynalyze.stages.finite import FiniteScaleStages, jump_sizes
 from dynalyze.stages.saved import SCHEMA
+from dynalyze.stages.stationary import known_point
+from dynalyze.stages.table import Jumps, stage_table
 
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
 
 _FEW_STAGES = 100  # up to which transitions are followed for a table or a file
-
-
-@dataclass(frozen=True)
-class Stats:
-    """Work done by a prediction."""
-
-    nfev: int  # evaluations of the field
-    nhev: int  # evaluations of Hessian columns
-    nhcol: int  # Hessian columns, over all evaluations
-    seconds: float  # wall-clock time
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -86,9 +80,9 @@ class StagePrediction:
             return self.known_durations
         if self.objective is None:
             return np.full(self.n_stages, np.nan)
-        from dynalyze.stages.durations import transition_durations
-
-        return transition_durations(self, self.objective)
+        plateaus = zip(self.theta, self.losses, self.fields, strict=True)
+        points = [known_point(self.objective, *plateau) for plateau in plateaus]
+        return transition_durations(self.objective, points, self.coordinates, self.signs)
 
     @property
     def follows_transitions(self) -> bool:
@@ -202,9 +196,20 @@ class StagePrediction:
 
     def summary(self, threshold: float | None = None) -> str:
         """Table of the stages, one line each; `threshold` is that of `jump_times`."""
-        from dynalyze.stages.table import summary
-
-        return summary(self, threshold)
+        separated, jumps = None, None
+        if self.follows_transitions and not np.isnan(self.durations).all():
+            separated = self.log10_alpha_separated
+        if self.finite is not None:
+            times, notes = self.jump_times(threshold), self.jump_notes(threshold)
+            jumps = Jumps(self.finite.log10_alpha, times, notes, threshold)
+        return stage_table(
+            self._columns(),
+            self.losses[0],
+            separated=separated,
+            jumps=jumps,
+            caveats=self.caveats,
+            ending=[f"status: {self.status} ({self.message})", f"work: {self.stats}"],
+        )
 
     def __str__(self) -> str:
         return self.summary()
@@ -215,9 +220,8 @@ class StagePrediction:
             f"{self.status}>"
         )
 
-    def to_dataframe(self) -> "pd.DataFrame":
-        """Stages as a pandas DataFrame, one row each (needs the extra ``dataframe``)."""
-        columns = {
+    def _columns(self) -> dict[str, Any]:
+        return {
             "time": self.times,
             "coordinate": self.coordinates,
             "product": [self.name(i) for i in self.coordinates],
@@ -228,15 +232,18 @@ class StagePrediction:
             "left": [tuple(self.name(i) for i in left) for left in self.left],
             "runner_up": [self.name(i) if i >= 0 else None for i in self.runner_ups],
             "gap": self.gaps,
-            "log10_alpha_separated": self.log10_alpha_separated,
         }
+
+    def to_dataframe(self) -> "pd.DataFrame":
+        """Stages as a pandas DataFrame, one row each (needs the extra ``dataframe``)."""
+        columns = self._columns() | {"log10_alpha_separated": self.log10_alpha_separated}
         if self.finite is not None:
             columns["jump_time"] = self.jump_times()
         return dataframe(columns, number_rows="stage")
 
     def plot(self, ax: "Axes | None" = None) -> "Axes":
-        """Loss staircase over rescaled time, the products under it; see `plotting`."""
-        from dynalyze.plotting import plot_stages
+        """Loss staircase over rescaled time, the products under it; see `plots.stages`."""
+        from dynalyze.plots.stages import plot_stages
 
         return plot_stages(self, ax=ax)
 

@@ -1,6 +1,6 @@
 """What the file of a `StagePrediction` holds."""
 
-from dynalyze._saved_schema import Array, ListOf, Schema
+from dynalyze._core.saved_schema import Array, ListOf, Schema
 
 SCHEMA = Schema(
     "stage prediction",

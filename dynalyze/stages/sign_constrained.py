@@ -9,7 +9,7 @@ for this model Pesme & Flammarion 2023, arXiv 2304.00488).
 
 import numpy as np
 
-from dynalyze._typing import BoolArray, FloatArray
+from dynalyze._core.arrays import BoolArray, FloatArray
 from dynalyze.errors import FlowError
 from dynalyze.models.least_squares import SupportMinimizer
 from dynalyze.models.protocol import Objective

@@ -5,7 +5,7 @@ from functools import cached_property
 
 import numpy as np
 
-from dynalyze._typing import FloatArray, IntArray
+from dynalyze._core.arrays import FloatArray, IntArray
 from dynalyze.models.protocol import Objective
 
 _FLAT = 1e-14  # eigenvalues this small against the largest are 0 to rounding
@@ -219,6 +219,15 @@ def _restricted(theta: FloatArray, support: IntArray) -> FloatArray:
 
 def _largest(values: FloatArray) -> float:
     return float(np.abs(values).max()) if values.size else 0.0
+
+
+def known_point(
+    objective: Objective, theta: FloatArray, value: float, field: FloatArray
+) -> StationaryPoint:
+    """Return θ as the stationary point that it was found to be, with its loss and g there."""
+    support = np.flatnonzero(theta)
+    residual = float(np.abs(field[support]).max(initial=0.0))
+    return StationaryPoint(theta, float(value), field, support, residual, objective)
 
 
 def at_origin(objective: Objective) -> StationaryPoint:

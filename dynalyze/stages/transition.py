@@ -12,10 +12,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dynalyze._typing import FloatArray, IntArray
+from dynalyze._core.arrays import FloatArray, IntArray
 from dynalyze.errors import FlowError, UndecidedTransitionError
 from dynalyze.flow.coordinates import BalancedCoordinates
-from dynalyze.flow.stepper import Stepper
+from dynalyze.flow.steppers.protocol import Stepper
 from dynalyze.models.counted import CountedObjective
 from dynalyze.models.protocol import Objective
 from dynalyze.stages.orbit import ARRIVED, Orbit, OrbitPath
@@ -55,7 +55,7 @@ class NoLimit:
 
 def orbit_stepper(objective: Objective, chart: BalancedCoordinates, z0: FloatArray) -> Stepper:
     """Integrator of the orbits ψ of eq. (11), from log coordinates z0."""
-    from dynalyze.flow.surrogate import SurrogateStepper
+    from dynalyze.flow.steppers.surrogate import SurrogateStepper
 
     return SurrogateStepper(objective, chart, z0, tol=_ORBIT_TOLERANCE)
 

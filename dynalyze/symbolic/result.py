@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import sympy as sp
 
-from dynalyze._typing import FloatArray
+from dynalyze._core.arrays import FloatArray
 from dynalyze.errors import InvalidInputError
 from dynalyze.symbolic.decisions import tidy
 

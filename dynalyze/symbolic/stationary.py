@@ -14,7 +14,7 @@ import numpy as np
 import sympy as sp
 from scipy.integrate import LSODA
 
-from dynalyze._typing import BoolArray, FloatArray, IntArray
+from dynalyze._core.arrays import BoolArray, FloatArray, IntArray
 from dynalyze.errors import NoLimitPointError, UnsolvedBranchError
 from dynalyze.symbolic._solver import solve
 from dynalyze.symbolic.decisions import Decisions, tidy

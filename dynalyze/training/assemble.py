@@ -10,21 +10,21 @@ from typing import Any
 
 import numpy as np
 
-import dynalyze
-from dynalyze._collectives import every_rank, of_first_rank, share, world
-from dynalyze._interrupts import held, interruptible, take
-from dynalyze._torch import torch
-from dynalyze._typing import Data, IntArray
-from dynalyze._warn import warn
+from dynalyze._core.arrays import Data, IntArray
+from dynalyze._core.collectives import every_rank, of_first_rank, share, world
+from dynalyze._core.interrupts import held, interruptible, take
+from dynalyze._core.pytorch import torch
+from dynalyze._core.warn import warn
+from dynalyze._version import __version__
 from dynalyze.errors import DynalyzeWarning, InvalidInputError, LearningRateWarning
 from dynalyze.flow.initialization import Initialization
 from dynalyze.models.data import as_generator
 from dynalyze.models.losses import loss_name
-from dynalyze.models.torch_calculus import differentiable_attention
-from dynalyze.models.torch_data import fingerprint, fingerprint_besides
-from dynalyze.models.torch_device import converted, type_named
-from dynalyze.models.torch_loss import SampleLoss
-from dynalyze.models.torch_network import loss_in
+from dynalyze.models.torch.calculus import differentiable_attention
+from dynalyze.models.torch.data import fingerprint, fingerprint_besides
+from dynalyze.models.torch.device import converted, type_named
+from dynalyze.models.torch.loss import SampleLoss
+from dynalyze.models.torch.network import loss_in
 from dynalyze.training.batches import Samples
 from dynalyze.training.checkpoints import Checkpoint
 from dynalyze.training.claim import claimed
@@ -109,7 +109,7 @@ def run_all(
         "seeds": loop.seeds if options.batch_size is not None else [],
         "device": str(trainable.model.device),
         "ranks": world()[1],
-        "dynalyze": dynalyze.__version__,
+        "dynalyze": __version__,
         "torch": torch.__version__,
         "python": platform.python_version(),
     }

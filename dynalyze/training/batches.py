@@ -4,9 +4,9 @@ from typing import Any
 
 import numpy as np
 
-from dynalyze._collectives import share
-from dynalyze._torch import torch
-from dynalyze._typing import IntArray
+from dynalyze._core.arrays import IntArray
+from dynalyze._core.collectives import share
+from dynalyze._core.pytorch import torch
 from dynalyze.training.checkpoints import random_state, restore_random_state
 
 

@@ -21,8 +21,8 @@ from typing import Any
 
 import numpy as np
 
-import dynalyze
-from dynalyze._torch import torch
+from dynalyze._core.pytorch import torch
+from dynalyze._version import __version__
 from dynalyze.errors import InvalidInputError, MissingDependencyError, SavedFileError
 
 FORMAT = 2
@@ -90,7 +90,7 @@ def save_checkpoint(
         header: dict[str, Any] = {
             "kind": _STAMP,
             "format": FORMAT,
-            "dynalyze_version": dynalyze.__version__,
+            "dynalyze_version": __version__,
             "torch_version": torch.__version__,
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
             "step": int(step),
@@ -146,7 +146,7 @@ def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     if found != FORMAT:
         raise SavedFileError(
             f"{place} was written by dynalyze {version} in format {found}; this version, "
-            f"{dynalyze.__version__}, reads format {FORMAT}: "
+            f"{__version__}, reads format {FORMAT}: "
             "upgrade dynalyze, or begin anew in another folder"
         )
     try:

@@ -8,8 +8,8 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import IO
 
-from dynalyze._collectives import every_rank, world
-from dynalyze._warn import warn
+from dynalyze._core.collectives import every_rank, world
+from dynalyze._core.warn import warn
 from dynalyze.errors import DynalyzeWarning, InvalidInputError
 from dynalyze.training.checkpoints import (
     Checkpoint,

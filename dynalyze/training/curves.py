@@ -6,7 +6,7 @@ from functools import cached_property
 
 import numpy as np
 
-from dynalyze._typing import ArrayLike, FloatArray, IntArray
+from dynalyze._core.arrays import ArrayLike, FloatArray, IntArray
 from dynalyze.errors import InvalidInputError
 from dynalyze.flow.trajectory import per_product
 

@@ -12,8 +12,8 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 
-from dynalyze._collectives import world
-from dynalyze._torch import torch
+from dynalyze._core.collectives import world
+from dynalyze._core.pytorch import torch
 from dynalyze.errors import InvalidInputError
 
 # What `process_group` chose, within its block.

@@ -2,12 +2,12 @@
 
 from dataclasses import dataclass
 
-from dynalyze._collectives import all_reduce, world
-from dynalyze._torch import torch
+from dynalyze._core.collectives import all_reduce, world
+from dynalyze._core.pytorch import torch
 from dynalyze.errors import DynalyzeError, InvalidInputError
-from dynalyze.models.torch_device import is_device_error, is_out_of_memory
-from dynalyze.models.torch_loss import SampleLoss
-from dynalyze.models.torch_network import with_weights
+from dynalyze.models.torch.device import is_device_error, is_out_of_memory
+from dynalyze.models.torch.loss import SampleLoss
+from dynalyze.models.torch.network import with_weights
 from dynalyze.training.trainable import Trainable, Weights
 
 # Inputs of one pass on a CPU, counted once per run: measured on the paper's toy head, 1 to 32 runs

@@ -18,8 +18,8 @@ from collections.abc import Sequence
 import numpy as np
 from scipy.linalg import qr
 
-from dynalyze._torch import torch
-from dynalyze._typing import FloatArray
+from dynalyze._core.arrays import FloatArray
+from dynalyze._core.pytorch import torch
 from dynalyze.training.trainable import Weights
 
 

@@ -2,13 +2,13 @@
 
 import numpy as np
 
-from dynalyze._torch import torch
-from dynalyze._typing import ArrayLike, Data
+from dynalyze._core.arrays import ArrayLike, Data
+from dynalyze._core.pytorch import torch
 from dynalyze.models.attention_head import AttentionHead
 from dynalyze.models.data import as_generator, as_positive_int
-from dynalyze.models.torch_loss import SampleLoss
-from dynalyze.models.torch_model import TorchModel
-from dynalyze.models.torch_objective import TorchObjective
+from dynalyze.models.torch.loss import SampleLoss
+from dynalyze.models.torch.model import TorchModel
+from dynalyze.models.torch.objective import TorchObjective
 
 
 class DiagonalHead(torch.nn.Module):

@@ -16,10 +16,10 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from dynalyze._collectives import first_difference
-from dynalyze._torch import torch
+from dynalyze._core.collectives import first_difference
+from dynalyze._core.pytorch import torch
 from dynalyze.errors import InvalidInputError
-from dynalyze.models.torch_data import fingerprint
+from dynalyze.models.torch.data import fingerprint
 from dynalyze.training.checkpoints import Checkpoint, as_json, as_text, random_state
 
 # Known by name: what such a class does changes with its package's version, not with the run.

@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from dynalyze._collectives import all_reduce, world
-from dynalyze._interrupts import interruptible, take
-from dynalyze._torch import torch
+from dynalyze._core.collectives import all_reduce, world
+from dynalyze._core.interrupts import interruptible, take
+from dynalyze._core.pytorch import torch
 from dynalyze.errors import InvalidInputError
 from dynalyze.training.batches import Samples
 from dynalyze.training.checkpoints import Checkpoint, save_checkpoint

@@ -8,11 +8,11 @@ from typing import Any, TypedDict
 
 import numpy as np
 
-from dynalyze._torch import torch
+from dynalyze._core.pytorch import torch
 from dynalyze.errors import InvalidInputError
 from dynalyze.models.data import as_positive_int
-from dynalyze.models.torch_device import type_named
-from dynalyze.models.torch_loss import SampleLoss
+from dynalyze.models.torch.device import type_named
+from dynalyze.models.torch.loss import SampleLoss
 from dynalyze.training.loop import Callback
 from dynalyze.training.recording import Recording
 from dynalyze.training.trainable import Weights, flow_steps, flow_time_per_step

@@ -4,10 +4,10 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from dynalyze._torch import torch
-from dynalyze._typing import FloatArray
+from dynalyze._core.arrays import FloatArray
+from dynalyze._core.pytorch import torch
 from dynalyze.errors import InvalidInputError
-from dynalyze.models.torch_device import converted
+from dynalyze.models.torch.device import converted
 from dynalyze.training.batches import Samples
 from dynalyze.training.engine import Engine
 from dynalyze.training.trainable import Trainable, Weights

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from dynalyze._collectives import world
+from dynalyze._core.collectives import world
 
 
 @contextmanager

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 
-from dynalyze._saved_files import load_saved, write_saved
-from dynalyze._saved_schema import AnyNumbers, Array, ListOf, Schema
-from dynalyze._typing import ArrayLike, FloatArray, IntArray
+from dynalyze._core.arrays import ArrayLike, FloatArray, IntArray
+from dynalyze._core.saved_files import load_saved, write_saved
+from dynalyze._core.saved_schema import AnyNumbers, Array, ListOf, Schema
 from dynalyze.flow.initialization import Initialization
 from dynalyze.training.curves import Curves, log_curves
 
@@ -104,8 +104,8 @@ class RecordedRun:
         return self._curves.crossings(threshold)
 
     def plot(self, ax: "Axes | None" = None) -> "Axes":
-        """Loss over rescaled time, the products under it; see `plotting.plot_trajectory`."""
-        from dynalyze.plotting import plot_trajectory
+        """Loss over rescaled time, the products under it; see `plots.trajectory`."""
+        from dynalyze.plots.trajectory import plot_trajectory
 
         return plot_trajectory(self, ax=ax)
 

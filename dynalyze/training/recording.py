@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from dynalyze._torch import torch
+from dynalyze._core.pytorch import torch
 from dynalyze.errors import InvalidInputError
 
 

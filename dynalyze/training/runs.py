@@ -6,12 +6,12 @@ from typing import Any, Unpack
 
 import numpy as np
 
-from dynalyze._collectives import every_rank
-from dynalyze._torch import torch
-from dynalyze._typing import Data
+from dynalyze._core.arrays import Data
+from dynalyze._core.collectives import every_rank
+from dynalyze._core.pytorch import torch
 from dynalyze.errors import InvalidInputError
 from dynalyze.flow.initialization import Initialization
-from dynalyze.models.torch_loss import SampleLoss
+from dynalyze.models.torch.loss import SampleLoss
 from dynalyze.training.assemble import run_all
 from dynalyze.training.loop import Callback
 from dynalyze.training.options import Keywords

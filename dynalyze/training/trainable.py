@@ -8,15 +8,15 @@ from typing import Any
 
 import numpy as np
 
-from dynalyze._torch import torch
-from dynalyze._typing import Data
+from dynalyze._core.arrays import Data
+from dynalyze._core.pytorch import torch
 from dynalyze.errors import InvalidInputError
 from dynalyze.flow.initialization import Initialization, check_initialization
 from dynalyze.models.attention_head import AttentionHead
 from dynalyze.models.data import as_positive_int
-from dynalyze.models.torch_device import private_copy, usable_device
-from dynalyze.models.torch_loss import SampleLoss
-from dynalyze.models.torch_model import TorchModel
+from dynalyze.models.torch.device import private_copy, usable_device
+from dynalyze.models.torch.loss import SampleLoss
+from dynalyze.models.torch.model import TorchModel
 from dynalyze.training.heads import DiagonalHead, FullHead
 
 # α² is the size of the first products: below this scale it leaves the range of the numbers.

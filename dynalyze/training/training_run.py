@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from dynalyze._saved_schema import Array
-from dynalyze._typing import FloatArray, IntArray
+from dynalyze._core.arrays import FloatArray, IntArray
+from dynalyze._core.saved_schema import Array
 from dynalyze.flow.initialization import Initialization
 from dynalyze.training.recorded import RecordedRun, run_schema
 from dynalyze.training.trainable import flow_time_per_step

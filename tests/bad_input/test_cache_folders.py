@@ -77,8 +77,8 @@ def test_every_kernel_is_compiled_in_the_one_place_that_does_without_a_cache():
         for name, text in sources.items()
         if "numba.njit(" in text or "from numba import njit" in text
     ]
-    assert direct == ["_compiled.py"]
-    assert sum("from dynalyze._compiled import njit" in text for text in sources.values()) > 3
+    assert direct == ["compiled.py"]
+    assert sum("from dynalyze._core.compiled import njit" in text for text in sources.values()) > 3
 
 
 def test_kernels_are_compiled_anew_when_a_source_changes_and_only_then(tmp_path: Path):
@@ -90,7 +90,7 @@ def test_kernels_are_compiled_anew_when_a_source_changes_and_only_then(tmp_path:
     inlined, kernel = package / "inlined.py", package / "kernel.py"
     inlined.write_text("RESULT = 1\n", encoding="utf-8")
     kernel.write_text(
-        "from dynalyze._compiled import njit\nfrom dynalyze.inlined import RESULT\n"
+        "from dynalyze._core.compiled import njit\nfrom dynalyze.inlined import RESULT\n"
         "@njit(cache=True)\ndef result():\n    return RESULT\n",
         encoding="utf-8",
     )

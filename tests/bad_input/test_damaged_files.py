@@ -14,9 +14,10 @@ from dynalyze import Initialization, StagePrediction, Trajectory, predict_stages
 from dynalyze.datasets import load_npz
 from dynalyze.errors import InvalidInputError, SavedFileError
 from dynalyze.models import DiagonalLinear
+from dynalyze.ranks.flow import FullTrajectory
+from dynalyze.ranks.flow import simulate as simulate_full
 from dynalyze.spectra.history import SpectraHistory
 from dynalyze.training import FullHead, TrainingRun, train
-from dynalyze.training.full_flow import FullTrajectory, simulate_full
 from dynalyze.training.vit import ViTOptions, ViTRun, ViTShape, train_vit
 
 # Arrays in which nothing but finite numbers can stand

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from dynalyze import _saved_files
-from dynalyze._saved_files import read_saved, write_saved
-from dynalyze._saved_schema import AnyNumbers, Array, Schema
+from dynalyze._core.saved_files import read_saved, write_saved
+from dynalyze._core.saved_schema import AnyNumbers, Array, Schema
 from dynalyze.errors import SavedFileError
 
 TRAJECTORY = Schema("trajectory", {"a": Array("n")}, {"note": str})

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from dynalyze import Initialization, Trajectory, simulate
-from dynalyze._atomic_file import replacing
+from dynalyze._core.atomic_file import replacing
 from dynalyze.errors import SavedFileError
 from dynalyze.models import DiagonalLinear
 
@@ -116,8 +116,8 @@ def test_a_read_only_folder_is_one_clear_error(run, tmp_path: Path, monkeypatch)
 _FULL_DISK = """
 import resource, signal, sys
 import numpy as np
-from dynalyze._saved_files import write_saved
-from dynalyze._saved_schema import Array, Schema
+from dynalyze._core.saved_files import write_saved
+from dynalyze._core.saved_schema import Array, Schema
 from dynalyze.errors import SavedFileError
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (20000, 20000))

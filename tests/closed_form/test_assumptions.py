@@ -12,7 +12,7 @@ from objectives import Exponential, Quadratic
 from dynalyze import Initialization, check_assumptions, predict_stages
 from dynalyze.checks.minima import smallest_curvature
 from dynalyze.models import DiagonalLinear, SymbolicModel
-from dynalyze.models.symbolic_model import SymbolicLoss
+from dynalyze.models.formula.model import SymbolicLoss
 
 
 def report_on(objective, **options):

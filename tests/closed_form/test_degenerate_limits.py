@@ -9,7 +9,7 @@ from objectives import OnlyObjective, Power, Quadratic
 
 from dynalyze import predict_stages
 from dynalyze.models import DiagonalLinear, SymbolicModel
-from dynalyze.models._expressions import degree
+from dynalyze.models.formula.expressions import degree
 
 
 def test_an_inflection_is_no_limit_point():

@@ -8,9 +8,9 @@ from scipy.integrate import solve_ivp
 from dynalyze.errors import InvalidInputError
 from dynalyze.flow.coordinates import BalancedCoordinates
 from dynalyze.flow.initialization import Initialization
-from dynalyze.flow.surrogate import SurrogateStepper
-from dynalyze.flow.surrogate.method import step, step_to
-from dynalyze.flow.surrogate.state import start
+from dynalyze.flow.steppers.surrogate import SurrogateStepper
+from dynalyze.flow.steppers.surrogate.method import step, step_to
+from dynalyze.flow.steppers.surrogate.state import start
 from dynalyze.models.counted import CountedObjective
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from dynalyze import Initialization, StagePrediction, Trajectory, compare, predict_stages, simulate
 from dynalyze.cli import main
-from dynalyze.flow.surrogate import SurrogateStepper
+from dynalyze.flow.steppers.surrogate import SurrogateStepper
 from dynalyze.models import AttentionHead, DiagonalLinear
 
 ALPHA = ["--log10-alpha", "-60", "--seed", "4"]

@@ -6,9 +6,9 @@ from objectives import Quadratic, small_head
 from scipy.integrate import solve_ivp
 
 from dynalyze.flow.coordinates import LogCoordinates
-from dynalyze.flow.guarded import GuardedFlow
 from dynalyze.flow.initialization import Initialization
 from dynalyze.flow.simulate import simulate
+from dynalyze.flow.steppers.guarded import GuardedFlow
 
 
 @pytest.mark.parametrize("method", ["surrogate", "LSODA", "BDF", "Radau", "CVODE"])
@@ -101,7 +101,7 @@ def test_dense_output_of_cvode_is_its_own():
     objective = Quadratic([1.0, -0.5, 0.25])
     from sksundae.cvode import CVODE
 
-    from dynalyze.flow.cvode import CvodeStepper
+    from dynalyze.flow.steppers.cvode import CvodeStepper
 
     stepper = CvodeStepper(objective, init.coordinates, init.z0, tol=1e-7)
     flow = GuardedFlow(objective, init.coordinates)

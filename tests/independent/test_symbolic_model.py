@@ -113,12 +113,13 @@ def test_a_hessian_that_vanishes_and_a_constant_output():
 SCRIPT = """
 import sys
 import numpy as np, sympy as sp
-from dynalyze.models import SymbolicModel, _codegen
+from dynalyze.models import SymbolicModel
+from dynalyze.models.formula import codegen
 x, a, b = sp.symbols("x a b")
 if sys.argv[1] == "cached":
     def refuse(formula):
         raise AssertionError("derived again")
-    _codegen.generate = refuse
+    codegen.generate = refuse
 model = SymbolicModel(a * sp.sin(b * x) + b, [x], [a, b])
 objective = model.bind((np.array([[0.5], [2.0]]), np.array([1.0, -1.0])))
 print(objective.value_and_field(np.array([0.7, 0.1])))

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dynalyze.errors import InvalidInputError
-from dynalyze.flow.dense_output import DenseOutput, DenseOutputBuilder
+from dynalyze.flow.dense import DenseOutput, DenseOutputBuilder
 
 
 class Curve:

@@ -5,14 +5,8 @@ import pytest
 from fake_device import fake_device
 
 from dynalyze import Initialization
-from dynalyze.training import (
-    DiagonalHead,
-    FullHead,
-    Recording,
-    process_group,
-    simulate_full,
-    train_many,
-)
+from dynalyze.ranks import simulate as simulate_full
+from dynalyze.training import DiagonalHead, FullHead, Recording, process_group, train_many
 from dynalyze.training.vit import ViTOptions, ViTShape, train_vit
 
 D = 3

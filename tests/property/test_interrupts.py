@@ -12,7 +12,7 @@ import pytest
 from objectives import Quadratic
 
 from dynalyze import Initialization, check_assumptions, predict_stages, simulate
-from dynalyze._interrupts import deliver, delivering, evaluate, held, take
+from dynalyze._core.interrupts import deliver, delivering, evaluate, held, take
 from dynalyze.checks.perturbation import perturb
 from dynalyze.flow.trajectory import Trajectory
 
@@ -213,7 +213,7 @@ def test_one_before_the_first_step_leaves_a_result_of_no_steps(at):
 
 
 def test_one_after_the_last_step_keeps_the_whole_result(monkeypatch):
-    from dynalyze.flow.dense_output import DenseOutputBuilder
+    from dynalyze.flow.dense import DenseOutputBuilder
 
     build = DenseOutputBuilder.build
     whole = simulate(Quadratic([1.0, -0.5]), init=INIT)

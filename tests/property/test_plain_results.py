@@ -55,7 +55,7 @@ def test_a_report_keeps_every_verdict():
 def test_ranks_and_detected_stages_are_dictionaries():
     torch = pytest.importorskip("torch")
     from dynalyze import spectra
-    from dynalyze.training import RankPrediction, RankSteps
+    from dynalyze.ranks import RankPrediction, RankSteps
 
     steps = RankSteps(
         t=np.array([1.5, np.inf]),

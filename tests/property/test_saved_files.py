@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from dynalyze import __version__
-from dynalyze._saved_files import read_saved, write_saved
-from dynalyze._saved_schema import AnyNumbers, Array, Schema
+from dynalyze._core.saved_files import read_saved, write_saved
+from dynalyze._core.saved_schema import AnyNumbers, Array, Schema
 
 SCHEMA = Schema("thing", {"a": Array("n", dtype="int", optional=True)}, {})
 

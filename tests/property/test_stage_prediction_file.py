@@ -46,7 +46,7 @@ def test_round_trip_is_exact(tmp_path_factory, seed, with_init):
 
 def test_file_is_stamped_with_version_configuration_and_time(tmp_path):
     from dynalyze import __version__
-    from dynalyze._saved_files import read_saved
+    from dynalyze._core.saved_files import read_saved
     from dynalyze.stages.saved import SCHEMA
 
     _prediction(0).save(tmp_path / "p.npz")

@@ -9,7 +9,7 @@ from objectives import Quadratic, Scaled, Transformed, small_head
 from dynalyze.errors import FlowError
 from dynalyze.flow.coordinates import BalancedCoordinates
 from dynalyze.flow.initialization import Initialization
-from dynalyze.flow.surrogate import SurrogateStepper
+from dynalyze.flow.steppers.surrogate import SurrogateStepper
 from dynalyze.models.counted import CountedObjective
 
 TOL = 1e-7

@@ -6,17 +6,9 @@ from claims import every
 
 from dynalyze import Initialization
 from dynalyze.errors import InvalidInputError, SavedFileError
-from dynalyze.training import (
-    DiagonalHead,
-    FullHead,
-    FullTrajectory,
-    TrainingRun,
-    predict_rank_steps,
-    rank_steps,
-    simulate_full,
-    train,
-    train_many,
-)
+from dynalyze.ranks import FullTrajectory, predict_rank_steps, rank_steps
+from dynalyze.ranks import simulate as simulate_full
+from dynalyze.training import DiagonalHead, FullHead, TrainingRun, train, train_many
 from dynalyze.training.graded import grade
 
 D, M = 3, 2

@@ -7,7 +7,8 @@ torch = pytest.importorskip("torch")
 
 from dynalyze import Initialization, compare, predict_stages, spectra  # noqa: E402
 from dynalyze.models import AttentionHead  # noqa: E402
-from dynalyze.training import DiagonalHead, FullHead, simulate_full, train  # noqa: E402
+from dynalyze.ranks import simulate as simulate_full  # noqa: E402
+from dynalyze.training import DiagonalHead, FullHead, train  # noqa: E402
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ from typing import TypeAlias
 import numpy as np
 
 from dynalyze import Initialization
-from dynalyze._typing import FloatArray, IntArray
+from dynalyze._core.arrays import FloatArray, IntArray
 from dynalyze.models.protocol import Objective
 
 Crossings: TypeAlias = tuple[FloatArray, IntArray, IntArray]

@@ -21,7 +21,7 @@ from scipy.integrate import solve_ivp
 from scipy.signal import find_peaks
 
 from dynalyze import Initialization, Trajectory, datasets, simulate
-from dynalyze._typing import FloatArray, IntArray
+from dynalyze._core.arrays import FloatArray, IntArray
 from dynalyze.models import AttentionHead
 from dynalyze.models.counted import CountedObjective
 from dynalyze.models.protocol import Objective

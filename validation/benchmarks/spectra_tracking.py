@@ -10,7 +10,7 @@ from typing import TypeVar
 import numpy as np
 import torch
 
-from dynalyze._typing import FloatArray
+from dynalyze._core.arrays import FloatArray
 from dynalyze.spectra import SpectraHistory, Tracker, attention_products, track
 from dynalyze.training.vit import VisionTransformer, ViTShape
 from validation.report import table, write

@@ -14,7 +14,7 @@ and b: half of each is computed.
 
 from typing import Any
 
-from dynalyze._typing import FloatArray, IntArray
+from dynalyze._core.arrays import FloatArray, IntArray
 from dynalyze.models.kernels.products import gram, lower_contraction, lower_gram, residual
 from dynalyze.models.kernels.vectors import exp, kernel, matrix, splat, vectors
 

@@ -17,7 +17,7 @@ columns only. A column in p costs about three quarters of a gradient, one in q a
 
 from typing import Any
 
-from dynalyze._typing import FloatArray, IntArray
+from dynalyze._core.arrays import FloatArray, IntArray
 from dynalyze.models.kernels.gradient import mirror, softmax_rows
 from dynalyze.models.kernels.products import contraction, gram, lower_contraction, lower_gram
 from dynalyze.models.kernels.vectors import kernel, matrix, splat, vectors

@@ -10,7 +10,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from dynalyze._typing import FloatArray, IntArray
+from dynalyze._core.arrays import FloatArray, IntArray
 
 
 def _chunks(

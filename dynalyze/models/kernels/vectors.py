@@ -26,8 +26,8 @@ from numba.extending import (
 )
 from numba.np.arrayobj import make_array, populate_array
 
-from dynalyze._compiled import njit
-from dynalyze._typing import FloatArray
+from dynalyze._core.arrays import FloatArray
+from dynalyze._core.compiled import njit
 
 
 def _cpu_features() -> list[str]:

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from dynalyze._torch import torch
-from dynalyze._typing import IntArray
+from dynalyze._core.arrays import IntArray
+from dynalyze._core.pytorch import torch
 from dynalyze.errors import InvalidInputError, MissingDependencyError, SavedFileError
 from dynalyze.training.vit.images import ArrayImages, FileImages, VisionData
 

@@ -8,10 +8,10 @@ from typing import Protocol
 
 import numpy as np
 
-from dynalyze._torch import torch
-from dynalyze._typing import FloatArray, IntArray
+from dynalyze._core.arrays import FloatArray, IntArray
+from dynalyze._core.pytorch import torch
 from dynalyze.errors import SavedFileError
-from dynalyze.models.torch_data import fingerprint
+from dynalyze.models.torch.data import fingerprint
 
 
 class Images(Protocol):

@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
-import dynalyze
-from dynalyze._collectives import all_reduce, world
-from dynalyze._interrupts import interruptible, take
-from dynalyze._torch import torch
+from dynalyze._core.collectives import all_reduce, world
+from dynalyze._core.interrupts import interruptible, take
+from dynalyze._core.pytorch import torch
+from dynalyze._version import __version__
 from dynalyze.spectra.history import SpectraHistory
 from dynalyze.spectra.stored_weights import open_checkpoint
 from dynalyze.spectra.tracker import Tracker, track
@@ -279,7 +279,7 @@ class Loop:
                 **self.identity,
                 "device": str(self.device),
                 "ranks": self.n_ranks,
-                "dynalyze": dynalyze.__version__,
+                "dynalyze": __version__,
                 "torch": torch.__version__,
                 "python": platform.python_version(),
             },

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
-from dynalyze._torch import torch
+from dynalyze._core.pytorch import torch
 from dynalyze.errors import InvalidInputError
 from dynalyze.models.data import as_positive_int
 

@@ -6,7 +6,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
-from dynalyze._torch import torch
+from dynalyze._core.pytorch import torch
 from dynalyze.errors import InvalidInputError
 from dynalyze.models.data import as_positive_int
 

@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from dynalyze._saved_files import load_saved, write_saved
-from dynalyze._saved_schema import AnyNumbers, Array, Schema
-from dynalyze._torch import torch
-from dynalyze._typing import FloatArray
+from dynalyze._core.arrays import FloatArray
+from dynalyze._core.pytorch import torch
+from dynalyze._core.saved_files import load_saved, write_saved
+from dynalyze._core.saved_schema import AnyNumbers, Array, Schema
 from dynalyze.spectra import history
 from dynalyze.spectra.history import SpectraHistory
 from dynalyze.training.vit.model import VisionTransformer, ViTShape

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dynalyze._torch import torch
+from dynalyze._core.pytorch import torch
 from dynalyze.spectra.history import NOT_ARRAYS
 from dynalyze.spectra.tracker import Tracker
 from dynalyze.training.checkpoints import (

@@ -5,9 +5,9 @@ import os
 from dataclasses import replace
 from pathlib import Path
 
-from dynalyze._collectives import every_rank
-from dynalyze._interrupts import held, interruptible, take
-from dynalyze._torch import torch
+from dynalyze._core.collectives import every_rank
+from dynalyze._core.interrupts import held, interruptible, take
+from dynalyze._core.pytorch import torch
 from dynalyze.errors import InvalidInputError
 from dynalyze.models.data import as_positive_int
 from dynalyze.training.claim import claimed

@@ -1,0 +1,1 @@
+"""What every room stands on: arrays, files, Ctrl-C, compiled code, processes."""

@@ -1,0 +1,268 @@
+"""One run of the flow: an integrator's steps, the checks between them, and what is kept."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from dynalyze._core.arrays import FloatArray
+from dynalyze._core.interrupts import deliver, delivering, interruptible, take
+from dynalyze._version import __version__
+from dynalyze.errors import FlowError
+from dynalyze.flow.dense import DenseOutputBuilder
+from dynalyze.flow.initialization import Initialization
+from dynalyze.flow.rest import StationaryTest
+from dynalyze.flow.steppers.guarded import describe_bad_field
+from dynalyze.flow.steppers.protocol import Stepper
+from dynalyze.flow.trajectory import Trajectory
+from dynalyze.models.binding import check_origin
+from dynalyze.models.counted import CountedObjective
+from dynalyze.models.protocol import Objective
+
+METHODS = ("surrogate", "CVODE", "LSODA", "BDF", "Radau")
+
+_CONTINUE = "continue from here by simulate(..., start=trajectory)"
+_LARGEST_THETA = 1e15  # in natural units; beyond, the flow has no limit that anybody asked for
+_LOSS_EVERY = 64  # evaluations between checks that the loss does not rise
+_REST_EVERY = 8  # segments of steps between tests for rest, each of which may cost an evaluation
+_DENSE_TOL = 1e-2  # tolerance of the dense output's form, in units of the integrator's
+
+
+@dataclass(frozen=True)
+class FlowState:
+    """Where a running simulation is, as its callback sees it."""
+
+    t: float  # flow time
+    t_rescaled: float  # t / log(1/α)
+    z: FloatArray  # (p,), log coordinates
+    theta: FloatArray  # (p,), products
+    n_steps: int  # steps of this run that are completed
+    nfev: int  # evaluations of the loss or the field in this run
+
+
+class _WatchedObjective(CountedObjective):
+    """Counted objective that remembers a field that is not finite.
+
+    A method that meets one tries shorter steps, and at last gives up for a reason of its own.
+    """
+
+    complaint = ""
+
+    def field(self, theta: FloatArray) -> FloatArray:
+        """Field g(θ), looked at in passing."""
+        field = super().field(theta)
+        if not np.all(np.isfinite(field)):
+            self.complaint = describe_bad_field(self, theta, field)
+        return field
+
+
+class Run:
+    """One call of `simulate`: steps, checks between them, and what is kept."""
+
+    def __init__(
+        self,
+        objective: Objective,
+        init: Initialization,
+        start: Trajectory | None,
+        *,
+        t_bound: float | None,
+        method: str,
+        tol: float,
+        stationary_tol: float,
+        max_steps: int,
+        max_seconds: float | None,
+        callback: Callable[[FlowState], Any] | None,
+    ) -> None:
+        self.init = init
+        self.start = start
+        self.t_bound = t_bound
+        self.method = method
+        self.tol = tol
+        self.max_steps = max_steps
+        self.max_seconds = max_seconds
+        self.callback = callback
+        self.objective = objective
+        self.counted = _WatchedObjective(objective)
+        self.stationary = StationaryTest(self.counted, init.coordinates, stationary_tol)
+        self.t = [float(start.t[-1]) if start else 0.0]
+        self.z = [start.z[-1] if start else init.z0]
+        self.builder = DenseOutputBuilder(
+            self.t[0], self.z[0], tol=_DENSE_TOL * tol, start=start.dense if start else None
+        )
+        # Loss and field at θ = 0: not known if the run is interrupted there.
+        self.origin = np.nan, np.full(init.n_products, np.nan)
+        if start is not None:
+            self.origin = start.origin_loss, start.origin_field
+        self.n_steps = 0
+        self.farthest = _LARGEST_THETA
+        self.loss: float | None = None
+        self.loss_scale = 1.0
+        self.loss_checked = 0  # evaluations made before the loss was last checked
+
+    def follow(self, bar: Any) -> tuple[str, str]:
+        """Step until something ends the run; returns status and message."""
+        try:
+            if self.start is None:
+                self.origin = self.counted.value_and_field(np.zeros(self.init.n_products))
+            value, field = self.origin
+            if np.isfinite(value) and np.isfinite(field).all():
+                check_origin(type(self.objective).__name__, value, field)
+                # the distance at which a loss that falls as at first would be 0
+                slope = float(np.abs(field).max(initial=0.0))
+                self.farthest = _LARGEST_THETA * max(1.0, abs(value) / slope if slope else 1.0)
+            stepper = make_stepper(
+                self.method,
+                self.counted,
+                self.init,
+                self.z[0],
+                t=self.t[0],
+                t_bound=np.inf if self.t_bound is None else self.t_bound,
+                tol=self.tol,
+            )
+            with delivering():
+                return self._steps(stepper, bar)
+        except FlowError as error:
+            return "failed", self.counted.complaint or str(error)
+        except KeyboardInterrupt:
+            return "interrupted", f"interrupted at flow time {self.t[-1]:.6g}; {_CONTINUE}"
+
+    def _steps(self, stepper: Stepper, bar: Any) -> tuple[str, str]:
+        begun = time.monotonic()
+        self._check_loss()
+        while stepper.n_steps < self.max_steps:
+            ask = self.t_bound is None and len(self.t) % _REST_EVERY == 1
+            if ask and (ended := self.stationary(self.z[-1], stepper.field)):
+                self._check_loss()
+                return ended
+            segment = stepper.step()
+            self.n_steps = stepper.n_steps
+            self.counted.complaint = ""
+            t = segment.t_end if self.t_bound is None else min(segment.t_end, self.t_bound)
+            z = self.builder.add(segment, t)
+            self.t.append(t)
+            self.z.append(z)
+            bar.update(t / self.init.log_inverse_alpha - bar.n)
+            theta = self.init.coordinates.theta(z)
+            if ended := self._diverged(theta):
+                return ended
+            if self.counted.nfev >= self.loss_checked + _LOSS_EVERY:
+                self._check_loss()
+            deliver()
+            if self._stopped(theta):
+                return "callback", f"stopped by the callback at flow time {t:.6g}; {_CONTINUE}"
+            if t == self.t_bound:
+                self._check_loss()
+                return "finished", f"reached flow time {t:.6g}"
+            if self.max_seconds is not None and time.monotonic() - begun > self.max_seconds:
+                return "max_seconds", (
+                    f"max_seconds={self.max_seconds} passed at flow time {t:.6g}; {_CONTINUE}"
+                )
+        return "max_steps", (
+            f"max_steps={self.max_steps} were made up to flow time {self.t[-1]:.6g}: try a larger "
+            f"max_steps or tol. {self.stationary.hint()}{_CONTINUE}"
+        )
+
+    def _stopped(self, theta: FloatArray) -> bool:
+        if self.callback is None:
+            return False
+        with interruptible():
+            return bool(self.callback(self._state(theta)))
+
+    def _diverged(self, theta: FloatArray) -> tuple[str, str] | None:
+        i = int(np.argmax(np.abs(theta)))
+        if np.abs(theta[i]) < self.farthest:
+            return None
+        return "diverged", (
+            f"{self.objective.product_names[i]} has passed {self.farthest:.0e} at flow time "
+            f"{self.t[-1]:.6g}: the loss has no minimum in its direction. Check the loss, or end "
+            "before by until="
+        )
+
+    def _check_loss(self) -> None:
+        before, self.loss = self.loss, self.counted.value(self.init.coordinates.theta(self.z[-1]))
+        self.loss_checked = self.counted.nfev
+        if not np.isfinite(self.loss):
+            raise FlowError(
+                f"the loss is {self.loss} at flow time {self.t[-1]:.6g}: check the model and data"
+            )
+        # What errors of the size of tol in log|θ| can do to a loss, generously.
+        if before is None:
+            self.loss_scale = abs(self.loss) or 1.0
+        elif self.loss > before + 1e3 * self.tol * self.loss_scale:
+            raise FlowError(
+                f"the loss rose from {before:.6g} to {self.loss:.6g} by flow time "
+                f"{self.t[-1]:.6g}, which gradient flow never does: decrease tol, or check that "
+                "the model's field is minus the derivative of its loss"
+            )
+
+    def _state(self, theta: FloatArray) -> FlowState:
+        t = self.t[-1]
+        return FlowState(
+            t=t,
+            t_rescaled=t / self.init.log_inverse_alpha,
+            z=self.z[-1],
+            theta=theta,
+            n_steps=self.n_steps,
+            nfev=self.counted.nfev,
+        )
+
+    def trajectory(self, status: str, message: str, *, loss: str) -> Trajectory:
+        """Collect the result, the part before `start` included."""
+        before = self.start
+        t, z = np.array(self.t), np.array(self.z)
+        if before is not None:
+            t, z = np.concatenate([before.t, t[1:]]), np.concatenate([before.z, z[1:]])
+        dense = self.builder.build()
+        if take() and status != "interrupted":
+            status, message = "interrupted", f"interrupted at its end: {message}"
+        return Trajectory(
+            t=t,
+            z=z,
+            dense=dense,
+            init=self.init,
+            product_names=tuple(self.objective.product_names),
+            n_steps=self.n_steps + (before.n_steps if before else 0),
+            nfev=self.counted.nfev + (before.nfev if before else 0),
+            nhev=self.counted.nhev + (before.nhev if before else 0),
+            nhcol=self.counted.nhcol + (before.nhcol if before else 0),
+            status=status,
+            message=message,
+            configuration={
+                "method": self.method,
+                "tol": self.tol,
+                "loss": loss,
+                "objective": type(self.objective).__name__,
+                "dynalyze_version": __version__,
+            },
+            origin_loss=float(self.origin[0]),
+            origin_field=self.origin[1],
+            objective=self.objective,
+        )
+
+
+def make_stepper(
+    method: str,
+    objective: Objective,
+    init: Initialization,
+    z: FloatArray,
+    *,
+    t: float,
+    t_bound: float,
+    tol: float,
+) -> Stepper:
+    """Integrator of a name in `METHODS`, at log coordinates z and flow time t."""
+    if method == "CVODE":
+        from dynalyze.flow.steppers.cvode import CvodeStepper
+
+        return CvodeStepper(objective, init.coordinates, z, t=t, t_bound=t_bound, tol=tol)
+    if method == "surrogate":
+        from dynalyze.flow.steppers.surrogate import SurrogateStepper
+
+        return SurrogateStepper(objective, init.coordinates, z, t=t, t_bound=t_bound, tol=tol)
+    from dynalyze.flow.steppers.scipy import ScipyStepper
+
+    return ScipyStepper(
+        objective, init.coordinates, z, t=t, t_bound=t_bound, method=method, tol=tol
+    )

@@ -1,0 +1,5 @@
+"""The library's own integrator of the flow; docs/integrator.md derives it."""
+
+from dynalyze.flow.steppers.surrogate.stepper import SurrogateStepper
+
+__all__ = ["SurrogateStepper"]

@@ -1,0 +1,303 @@
+"""The surrogate flow, followed for as long as its field can be trusted, and the path that it makes.
+
+It evaluates no gradient: its cost is k × k linear algebra for k active coordinates.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from dynalyze._core.arrays import FloatArray
+from dynalyze._core.compiled import njit
+from dynalyze.flow.steppers.surrogate.rosenbrock import (
+    Surrogate,
+    dense_coefficients,
+    linearize,
+    rosenbrock_step,
+    work_space,
+)
+
+FAILED = -1
+REACHED_END = 1
+THRESHOLD = 2  # a passive coordinate has grown to where it needs a Hessian column
+ERROR_LIMIT = 3  # the predicted error has reached its target
+TURN = 4  # the coordinates that moved have come to rest, and others move instead
+PAUSED = 5  # many inner steps were made
+
+# Gauss–Legendre on [0, 1], for the integrals of the interpolation error along the path
+_POINTS = np.array(
+    [0.06943184420297371, 0.33000947820757187, 0.6699905217924281, 0.930568155797026]
+)
+_WEIGHTS = np.array(
+    [0.1739274225687269, 0.3260725774312731, 0.3260725774312731, 0.1739274225687269]
+)
+_MOST_STEPS = 2000  # inner steps of a path
+_PAUSE = 500  # inner steps after which a free path ends
+_TURNED = 1.2  # factor by which the speed has grown again at a turn
+_SLOWED = 0.5  # factor by which it has fallen before
+_KNOWN = 1e-2  # error at lowest order, in units of its target, below which a turn does not matter
+_OVERSHOOT = 0.1  # in log|θ|, at a threshold
+
+
+class Limits(NamedTuple):
+    """When to stop before the end time.
+
+    With m nodes x the remainder is known up to an error of about E_m ∏ (s − x_i). Its integral
+    along the path is the error of the predictor; with the path's end as the newest of the m
+    nodes, that of the step once the field is known there.
+    """
+
+    free: bool  # False: nothing but the end time stops
+    sizes: FloatArray  # (M + 1,), E_m for m = 1 … M
+    target: float  # largest error of the step, in z
+    predictor_target: float  # largest error of the predictor, in z
+    thresholds: FloatArray  # (p,), log|θ| from which a coordinate needs a column, or ∞
+
+
+@dataclass(frozen=True, eq=False)
+class Path:
+    """A solution of the surrogate flow, in times and z that count from the start of the step."""
+
+    status: int  # one of the constants of this module
+    t: FloatArray  # (n + 1,), ends of the inner steps
+    y: FloatArray  # (n + 1, p + 1), z and s
+    rates: FloatArray  # (n + 1, p), dz/dt
+    quadratic: FloatArray  # (n, p + 1), coefficients of the dense output
+    cubic: FloatArray  # (n, p + 1)
+    integrals: (
+        FloatArray  # (3, M + 1), ∫ ω dt, ∫ ω s dt, ∫ ω (s − x_{m−1}) dt, ω = ∏_{i<m−1}(s − x_i)
+    )
+    best: int  # m of the smallest predicted error
+    inner_step: float  # to go on with
+
+
+@dataclass(frozen=True, eq=False)
+class CubicSegment:
+    """Part of a step in which z is a cubic polynomial of the flow time."""
+
+    t_start: float
+    t_end: float
+    first: FloatArray  # (p,), z at t_start
+    last: FloatArray  # (p,), z at t_end
+    quadratic: FloatArray  # (p,)
+    cubic: FloatArray  # (p,)
+    field: FloatArray  # (p,), dz/dt at t_end
+
+    def z(self, t: float | FloatArray) -> FloatArray:
+        """Log coordinates within the segment: shape (p,), or (len(t), p) for an array of times."""
+        f = ((np.asarray(t) - self.t_start) / (self.t_end - self.t_start))[..., None]
+        bend = self.quadratic + f * self.cubic
+        z: FloatArray = (1 - f) * self.first + f * (self.last + (1 - f) * bend)
+        return z
+
+
+def segments(path: Path, t: float, z: FloatArray) -> Iterator[CubicSegment]:
+    """Segments of a path that starts at (t, z), in turn; none of them is empty."""
+    times, values = t + path.t, z + path.y[:, :-1]
+    start = 0
+    for i in range(len(times) - 1):
+        if times[i + 1] > times[start]:
+            bend = path.quadratic[i, :-1], path.cubic[i, :-1]
+            yield CubicSegment(
+                float(times[start]),
+                float(times[i + 1]),
+                values[start],
+                values[i + 1],
+                *bend,
+                path.rates[i + 1],
+            )
+            start = i + 1
+
+
+def follow(
+    flow: Surrogate, s: float, duration: float, first_step: float, tol: float, limits: Limits
+) -> Path:
+    """Follow the surrogate for a time, or until one of the limits.
+
+    Parameters
+    ----------
+    flow : Surrogate
+        The field.
+    s : float
+        Arc length at the start, where z counts from.
+    duration : float
+        Flow time to follow it for.
+    first_step : float
+        Inner step to try first.
+    tol : float
+        Absolute error of z per inner step.
+    limits : Limits
+        Reasons to stop before.
+    """
+    result = _follow(flow, s, duration, min(first_step, duration), tol, limits)
+    status, n, t, y, rates, quadratic, cubic, integrals, best, inner_step = result
+    return Path(
+        status,
+        t[: n + 1].copy(),
+        y[: n + 1].copy(),
+        rates[: n + 1].copy(),
+        quadratic[:n].copy(),
+        cubic[:n].copy(),
+        integrals,
+        best,
+        inner_step,
+    )
+
+
+@njit(cache=True, error_model="numpy")
+def approach(
+    flow: Surrogate, y: FloatArray, new: FloatArray, thresholds: FloatArray
+) -> tuple[float, bool]:
+    """Fraction of a step up to the first threshold that it oversteps; whether one is reached."""
+    fraction, reached = 1.0, False
+    for i in range(thresholds.shape[0]):
+        if thresholds[i] < np.inf:
+            after = max(flow.up[i] + 2 * new[i], flow.down[i] - 2 * new[i]) - thresholds[i]
+            reached |= after > -_OVERSHOOT / 2
+            if after > _OVERSHOOT:
+                before = max(flow.up[i] + 2 * y[i], flow.down[i] - 2 * y[i]) - thresholds[i]
+                target = max(before, 0.0)
+                if after > target + _OVERSHOOT:
+                    # passive coordinates are nearly linear in t
+                    part = (target + _OVERSHOOT / 5 - before) / (after - before)
+                    fraction = min(fraction, part)
+    return fraction, reached
+
+
+@njit(cache=True, error_model="numpy")
+def accumulate(
+    integrals: FloatArray,
+    sums: FloatArray,
+    h: float,
+    s: FloatArray,
+    nodes: FloatArray,
+) -> None:
+    """Fill `sums` with the integrals after one more step, on which s is a cubic."""
+    for j in range(3):
+        for m in range(integrals.shape[1]):
+            sums[j, m] = integrals[j, m]
+    for q in range(4):
+        f = _POINTS[q]
+        at = (1 - f) * s[0] + f * (s[1] + (1 - f) * (s[2] + f * s[3]))
+        omega = h * _WEIGHTS[q]
+        for m in range(1, integrals.shape[1]):
+            sums[0, m] += omega
+            sums[1, m] += omega * at
+            omega *= at - nodes[m - 1]
+            sums[2, m] += omega
+
+
+@njit(cache=True, error_model="numpy")
+def predicted_error(integrals: FloatArray, s: float, limits: Limits) -> tuple[float, int]:
+    """Smallest error over m, in units of the targets, and that m."""
+    smallest, best = np.inf, 1
+    for m in range(1, integrals.shape[1]):
+        step = abs(integrals[1, m] - s * integrals[0, m]) / limits.target
+        error = limits.sizes[m] * max(step, abs(integrals[2, m]) / limits.predictor_target)
+        if error < smallest:
+            smallest, best = error, m
+    return smallest, best
+
+
+@njit(cache=True, error_model="numpy")
+def lowest_order_error(integrals: FloatArray, limits: Limits) -> float:
+    """Error of the predictor with the fewest nodes, in units of its target."""
+    m = 1 if limits.sizes[1] < np.inf or limits.sizes.shape[0] == 2 else 2
+    return limits.sizes[m] * abs(integrals[2, m]) / limits.predictor_target
+
+
+@njit(cache=True, error_model="numpy")
+def _follow(  # noqa: PLR0912, PLR0915 — its state is in local variables, as Numba likes it
+    flow: Surrogate, s0: float, t_end: float, first_step: float, tol: float, limits: Limits
+) -> tuple[
+    int,
+    int,
+    FloatArray,
+    FloatArray,
+    FloatArray,
+    FloatArray,
+    FloatArray,
+    FloatArray,
+    int,
+    float,
+]:
+    """See `follow`; returns the arrays, of which n + 1 or n rows are filled."""
+    p = flow.up.shape[0]
+    t, y = np.zeros(_MOST_STEPS + 1), np.empty((_MOST_STEPS + 1, p + 1))
+    rates = np.empty((_MOST_STEPS + 1, p))
+    quadratic, cubic = np.empty((_MOST_STEPS, p + 1)), np.empty((_MOST_STEPS, p + 1))
+    work = work_space(p, flow.active.shape[0])
+    terms = limits.sizes.shape[0]
+    integrals, sums = np.zeros((3, terms)), np.zeros((3, terms))
+    new, s = np.empty(p + 1), np.empty(4)
+    for i in range(p):
+        y[0, i] = 0.0
+    y[0, p] = s0
+    h, n, best, status = first_step, 0, 1, 0
+    predicted, reached = 0.0, False
+    linearize(flow, y[0], work)
+    first_speed = slowest = work.rates[p]
+    resting = False
+    for _ in range(4 * _MOST_STEPS):
+        last = t[n] + h * (1 + 1e-7) >= t_end
+        if last:
+            h = t_end - t[n]
+        if not h > 1e-15 * t[n] + 1e-300:
+            status = FAILED
+            break
+        error = rosenbrock_step(flow, y[n], h, work, new) / tol
+        if error > 1.0:
+            h *= max(0.1, 0.9 * error**-0.25)
+            continue
+        if limits.free:
+            fraction, reached = approach(flow, y[n], new, limits.thresholds)
+            if fraction < 1.0:
+                h *= fraction
+                continue
+        dense_coefficients(work, quadratic[n], cubic[n])
+        s[0], s[1], s[2], s[3] = y[n, p], new[p], quadratic[n, p], cubic[n, p]
+        accumulate(integrals, sums, h, s, flow.nodes)
+        if limits.free and not resting:
+            predicted, best = predicted_error(sums, float(new[p]), limits)
+            if predicted > 1.3:
+                h *= max(0.2, min(0.9, predicted ** (-1.0 / (best + 1))))
+                continue
+        integrals, sums = sums, integrals
+        n += 1
+        t[n] = t_end if last else t[n - 1] + h
+        for i in range(p):
+            rates[n - 1, i] = work.rates[i]
+            y[n, i] = new[i]
+        y[n, p] = new[p]
+        h *= min(6.0 if error > 1e-8 else 100.0, 0.9 * max(error, 1e-10) ** -0.25)
+        linearize(flow, y[n], work)
+        slowest = min(slowest, work.rates[p])
+        # At rest for good: nothing moves, and by no more than rounding is that uncertain.
+        unknown = predicted * limits.predictor_target if limits.free else np.inf
+        resting = True
+        for i in range(p):
+            resting &= work.rates[i] == 0.0 and unknown <= 10 * flow.floor[i] * t[n]
+        if resting and not last:
+            h = t_end - t[n]  # nothing moves any more
+        turned = slowest < _SLOWED * first_speed and work.rates[p] > _TURNED * slowest
+        if last:
+            status = REACHED_END
+        elif limits.free and reached:
+            status = THRESHOLD
+        elif limits.free and predicted > 0.6 and not resting:
+            status = ERROR_LIMIT
+        elif limits.free and turned and lowest_order_error(integrals, limits) > _KNOWN:
+            status = TURN
+        elif limits.free and n >= _PAUSE:
+            status = PAUSED
+        elif n == _MOST_STEPS:
+            status = FAILED
+        if status != 0:
+            break
+    for i in range(p):
+        rates[n, i] = work.rates[i]
+    if status == 0:
+        status = FAILED
+    return status, n, t, y, rates, quadratic, cubic, integrals, best, h

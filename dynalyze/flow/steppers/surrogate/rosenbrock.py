@@ -1,0 +1,269 @@
+"""The surrogate field and one step along it by the Rosenbrock method RODAS.
+
+The surrogate flow of y = (z, s) is dz/dt = P(s) − Hθ(z), ds/dt = |dθ/dt|, with θ in units in which
+arc length is measured. RODAS has six stages, order 4 with an embedded 3, is stiffly accurate and
+L-stable, and has dense output of order 3: Hairer & Wanner, Solving Ordinary Differential
+Equations II, section IV.7.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+from numba import types
+from numba.np.linalg import _LAPACK
+
+from dynalyze._core.arrays import FloatArray, IntArray
+from dynalyze._core.compiled import njit
+
+_GAMMA = 0.25
+_A = np.array(
+    [
+        [0.0, 0.0, 0.0, 0.0],
+        [1.544, 0.0, 0.0, 0.0],
+        [0.9466785280815826, 0.2557011698983284, 0.0, 0.0],
+        [3.314825187068521, 2.896124015972201, 0.9986419139977817, 0.0],
+        [1.221224509226641, 6.019134481288629, 12.53708332932087, -0.6878860361058950],
+    ]
+)
+_C = np.zeros((6, 5))
+_C[1, :1] = -5.6688
+_C[2, :2] = -2.430093356833875, -0.2063599157091915
+_C[3, :3] = -0.1073529058151375, -9.594562251023355, -20.47028614809616
+_C[4, :4] = 7.496443313967647, -10.24680431464352, -33.99990352819905, 11.70890893206160
+_C[5] = [
+    8.083246795921522,
+    -7.981132988064893,
+    -31.52159432874371,
+    16.31930543123136,
+    -6.058818238834054,
+]
+# z(f) = (1 − f) z_0 + f (z_1 + (1 − f) (quadratic + f cubic))
+_QUADRATIC = np.array(
+    [
+        10.12623508344586,
+        -7.487995877610167,
+        -34.80091861555747,
+        -7.992771707568823,
+        1.025137723295662,
+    ]
+)
+_CUBIC = np.array(
+    [
+        -0.6762803392806898,
+        6.087714651680015,
+        16.43084320892478,
+        24.76722511418386,
+        -6.594389125716872,
+    ]
+)
+
+_factorize = _LAPACK().numba_xxgetrf(types.float64)  # Numba's own door to LAPACK's dgetrf
+
+
+@njit(cache=True, error_model="numpy", fastmath={"contract", "reassoc"})
+def _solve(factors: FloatArray, pivots: IntArray, x: FloatArray) -> None:
+    """Solve in place with the factors of LAPACK, which are stored column by column."""
+    n = x.shape[0]
+    for c in range(n):
+        q = pivots[c] - 1
+        swap = x[c]
+        x[c] = x[q]
+        x[q] = swap
+    for c in range(n):
+        value = x[c]
+        for i in range(c + 1, n):
+            x[i] -= factors[c, i] * value
+    for c in range(n - 1, -1, -1):
+        x[c] /= factors[c, c]
+        value = x[c]
+        for i in range(c):
+            x[i] -= factors[c, i] * value
+
+
+class Surrogate(NamedTuple):
+    """The flow of y = (z, s) under dz/dt = P(s) − Hθ(z), with s the arc length of θ."""
+
+    up: FloatArray  # (p,), θ = e^{up + 2z} − e^{down − 2z}, in units of arc length
+    down: FloatArray  # (p,)
+    active: IntArray  # (k,), coordinates that have Hessian columns
+    columns: FloatArray  # (p, k), H
+    block: FloatArray  # (k, k), the transpose of its active rows
+    nodes: FloatArray  # (n,), nodes of P in Newton's form
+    newton: FloatArray  # (m ≤ n, p), its coefficients
+    s_last: float  # P is constant beyond
+    floor: FloatArray  # (p,), rates below it are rounding, and count as 0
+
+
+class Work(NamedTuple):
+    """Arrays that one run of the integrator reuses."""
+
+    rates: FloatArray  # (p + 1,), dy/dt at the start of a step
+    theta: FloatArray  # (k,), θ there
+    slope: FloatArray  # (k,), dθ/dz there
+    remainder_slope: FloatArray  # (p,), dP/ds there
+    stages: FloatArray  # (6, p + 1)
+    stage_rates: FloatArray  # (p + 1,)
+    stage_theta: FloatArray  # (k,)
+    stage_slope: FloatArray  # (k,)
+    matrix: FloatArray  # (k + 1, k + 1)
+    pivots: IntArray  # (k + 1,)
+    x: FloatArray  # (k + 1,)
+
+
+@njit(cache=True)
+def work_space(p: int, k: int) -> Work:
+    """Arrays for p coordinates, k of them active."""
+    return Work(
+        np.empty(p + 1),
+        np.empty(k),
+        np.empty(k),
+        np.empty(p),
+        np.empty((6, p + 1)),
+        np.empty(p + 1),
+        np.empty(k),
+        np.empty(k),
+        np.empty((k + 1, k + 1)),
+        np.empty(k + 1, np.int32),
+        np.empty(k + 1),
+    )
+
+
+@njit(cache=True, error_model="numpy", fastmath={"contract", "reassoc"})
+def surrogate_rates(
+    flow: Surrogate, y: FloatArray, rates: FloatArray, theta: FloatArray, slope: FloatArray
+) -> None:
+    """(dz/dt, ds/dt); fills θ and dθ/dz of the active coordinates as well."""
+    p, k, terms = flow.up.shape[0], flow.active.shape[0], flow.newton.shape[0]
+    for a in range(k):
+        i = flow.active[a]
+        grown = np.exp(flow.up[i] + 2 * y[i])
+        shrunk = np.exp(flow.down[i] - 2 * y[i])
+        theta[a] = grown - shrunk
+        slope[a] = 2 * (grown + shrunk)
+    s = min(y[p], flow.s_last)
+    for i in range(p):
+        rates[i] = flow.newton[terms - 1, i]
+    for m in range(terms - 2, -1, -1):
+        distance = s - flow.nodes[m]
+        for i in range(p):
+            rates[i] = rates[i] * distance + flow.newton[m, i]
+    for i in range(p):
+        value = 0.0
+        for a in range(k):
+            value += flow.columns[i, a] * theta[a]
+        rate = rates[i] - value
+        rates[i] = 0.0 if abs(rate) < flow.floor[i] else rate
+    speed = 0.0
+    for a in range(k):
+        speed += (slope[a] * rates[flow.active[a]]) ** 2
+    rates[p] = np.sqrt(speed)
+
+
+@njit(cache=True, error_model="numpy")
+def linearize(flow: Surrogate, y: FloatArray, work: Work) -> None:
+    """Rates at y, and all that the Jacobian there is made of."""
+    surrogate_rates(flow, y, work.rates, work.theta, work.slope)
+    p, terms = flow.up.shape[0], flow.newton.shape[0]
+    s = y[p]
+    for i in range(p):
+        derivative = 0.0
+        if s < flow.s_last:
+            value = flow.newton[terms - 1, i]
+            for m in range(terms - 2, -1, -1):
+                derivative = derivative * (s - flow.nodes[m]) + value
+                value = value * (s - flow.nodes[m]) + flow.newton[m, i]
+        work.remainder_slope[i] = derivative
+
+
+@njit(cache=True, error_model="numpy", fastmath={"contract", "reassoc"})
+def _iteration_matrix(flow: Surrogate, work: Work, shift: float) -> None:
+    """I/(hγ) − J of the active coordinates and s, column by column as LAPACK wants it."""
+    k = flow.active.shape[0]
+    active, block, matrix, slope = flow.active, flow.block, work.matrix, work.slope
+    rates, speed = work.rates, work.rates[work.rates.shape[0] - 1]
+    for b in range(k):
+        for a in range(k):
+            matrix[b, a] = block[b, a] * slope[b]
+        matrix[b, b] += shift
+        matrix[b, k] = 0.0
+    for a in range(k):
+        matrix[k, a] = -work.remainder_slope[active[a]]
+    matrix[k, k] = shift
+    if speed > 1e-200:
+        # ds/dt = |dθ/dt| with dθ_a/dt = slope_a rate_a, and d(slope)/dz = 4θ
+        for a in range(k):
+            work.x[a] = slope[a] ** 2 * rates[active[a]] / speed
+        for b in range(k):
+            value = 0.0
+            for a in range(k):
+                value += work.x[a] * block[b, a]
+            rate = rates[active[b]]
+            matrix[b, k] = (value - 4 * work.theta[b] * rate * (rate / speed)) * slope[b]
+        for a in range(k):
+            matrix[k, k] -= work.x[a] * work.remainder_slope[active[a]]
+
+
+@njit(cache=True, error_model="numpy", fastmath={"contract", "reassoc"})
+def rosenbrock_step(  # noqa: PLR0912 — one loop nest, which calls would only scatter
+    flow: Surrogate, y: FloatArray, h: float, work: Work, new: FloatArray
+) -> float:
+    """Step of length h from y into `new`, after `linearize` there; returns the error of z.
+
+    The passive coordinates follow explicitly, without linear algebra.
+    """
+    p, k = flow.up.shape[0], flow.active.shape[0]
+    active, stages, rates, x = flow.active, work.stages, work.stage_rates, work.x
+    shift = 1.0 / (h * _GAMMA)
+    _iteration_matrix(flow, work, shift)
+    _factorize(100, k + 1, k + 1, work.matrix.ctypes, k + 1, work.pivots.ctypes)  # 100: "d"
+    for stage in range(6):
+        if stage == 0:
+            for i in range(p + 1):
+                rates[i] = work.rates[i]
+        else:
+            for i in range(p + 1):
+                value = y[i] if stage < 5 else new[i] + stages[4, i]
+                if stage < 5:
+                    for j in range(stage):
+                        value += _A[stage, j] * stages[j, i]
+                new[i] = value
+            surrogate_rates(flow, new, rates, work.stage_theta, work.stage_slope)
+            for j in range(stage):
+                factor = _C[stage, j] / h
+                for i in range(p + 1):
+                    rates[i] += factor * stages[j, i]
+        for a in range(k):
+            x[a] = rates[active[a]]
+        x[k] = rates[p]
+        _solve(work.matrix, work.pivots, x)
+        for a in range(k):
+            work.stage_theta[a] = work.slope[a] * x[a]
+        for i in range(p):
+            value = rates[i] + work.remainder_slope[i] * x[k]
+            for a in range(k):
+                value -= flow.columns[i, a] * work.stage_theta[a]
+            stages[stage, i] = value / shift
+        for a in range(k):
+            stages[stage, active[a]] = x[a]
+        stages[stage, p] = x[k]
+    error, steepest = 0.0, 0.0
+    for a in range(k):
+        steepest = max(steepest, work.slope[a])
+    for i in range(p + 1):
+        new[i] += stages[5, i]
+        size = abs(stages[5, i])
+        if i == p and k > 0:
+            size /= steepest  # as an error of log|θ|, which those of z are as well
+        error = max(error, size if size < 1e100 else 1e100)
+    return error
+
+
+@njit(cache=True, error_model="numpy")
+def dense_coefficients(work: Work, quadratic: FloatArray, cubic: FloatArray) -> None:
+    """Coefficients of the last step's dense output, each (p + 1,)."""
+    for i in range(quadratic.shape[0]):
+        second, third = 0.0, 0.0
+        for j in range(5):
+            second += _QUADRATIC[j] * work.stages[j, i]
+            third += _CUBIC[j] * work.stages[j, i]
+        quadratic[i], cubic[i] = second, third

@@ -1,5 +1,0 @@
-"""The library's own integrator of the flow; docs/integrator.md derives it."""
-
-from dynalyze.flow.surrogate.stepper import SurrogateStepper
-
-__all__ = ["SurrogateStepper"]

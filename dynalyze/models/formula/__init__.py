@@ -1,0 +1,1 @@
+"""Models and losses given as SymPy formulas, compiled to kernels."""

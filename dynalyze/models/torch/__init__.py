@@ -1,0 +1,1 @@
+"""Any PyTorch module with product weights, as a model."""

@@ -1,0 +1,1 @@
+"""Plots of results. Every function returns the Axes that it drew on; none shows a figure."""
