@@ -29,6 +29,7 @@ FORMAT = 2
 _STAMP = "dynalyze checkpoint"
 TENSORS, _STATE = "tensors.safetensors", "state.json"
 _FINAL = re.compile(r"step-(\d{9,})")
+_HALF_WRITTEN = re.compile(r"\.tmp\w{6}")  # the name under which safetensors writes a file
 _TEMPORARY = re.compile(r"\.(step-\d{9,}|initial)\.\d+")
 
 
@@ -178,7 +179,10 @@ def remove_leftovers(folder: Path) -> None:
     """
     for place in folder.iterdir():
         named = _TEMPORARY.fullmatch(place.name) and place.is_dir() and not place.is_symlink()
-        if named and {file.name for file in place.iterdir()} <= {TENSORS, _STATE}:
+        if named and all(
+            file.name in (TENSORS, _STATE) or _HALF_WRITTEN.fullmatch(file.name)
+            for file in place.iterdir()
+        ):
             shutil.rmtree(place)
 
 

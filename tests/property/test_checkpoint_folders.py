@@ -91,6 +91,7 @@ def test_what_killed_runs_left_is_removed(tmp_path):
     for name, files in {
         ".step-000000004.4711": [],
         ".step-000000006.4712": ["tensors.safetensors"],
+        ".step-000000007.4713": [".tmp5MHLoE"],  # what safetensors was writing
         ".step-000000002.47130": ["tensors.safetensors", "state.json"],
         ".initial.4714": ["tensors.safetensors"],
     }.items():

@@ -98,7 +98,7 @@ def follow_many(  # noqa: PLR0915 — what a step of LSODA shares with the next 
             cubic = 13.5 * (bent[1] - bent[0])
             quadratic = 4.5 * bent[0] - cubic / 3
             at = np.array([before[p], new[p], quadratic[p], cubic[p]])
-            accumulate(integrals, sums, right - left, at, flow.nodes)
+            accumulate(integrals, sums, right - left, at, flow.nodes, limits.resolution)
             predicted, reached = 0.0, False
             if limits.free:
                 fraction, reached = approach(flow, before, new, limits.thresholds)

@@ -19,6 +19,7 @@ from dynalyze.flow.steppers.surrogate.columns import Columns, levels, renewed
 from dynalyze.flow.steppers.surrogate.large import MANY, follow_many
 from dynalyze.flow.steppers.surrogate.path import FAILED, THRESHOLD, Limits, Path, follow
 from dynalyze.flow.steppers.surrogate.remainder import (
+    ROUNDING,
     Polynomial,
     Sample,
     error_sizes,
@@ -33,7 +34,7 @@ _CONVERGED = 0.3  # largest change that a further evaluation would make, in the 
 _INNER = 0.1  # error of an inner step, in the same units
 _FARTHEST = 0.1  # largest correction of z in any step
 _SURPRISE = 0.2  # share of a correction beyond what was expected that may be wrong
-_EXPECTED = 10.0  # factor by which a correction may exceed its estimate
+_EXPECTED = 4.0  # factor by which a correction may exceed its estimate
 _MOST_CORRECTIONS = 3
 _MOST_ATTEMPTS = 40
 _PATIENCE = 5  # attempts after which dear columns are renewed and the step shortened
@@ -171,6 +172,7 @@ def _predict(problem: Problem, state: State, duration: float, caution: float) ->
         target=_TARGET * tol,
         predictor_target=min(_CONVERGED * tol / columns.contraction, _FARTHEST),
         thresholds=thresholds,
+        resolution=_resolution(problem, columns, newest),
     )
     path = _follow(problem, state, columns, polynomial, duration, limits)
     terms = len(polynomial.newton)
@@ -191,7 +193,7 @@ def _correct(problem: Problem, state: State, prediction: Prediction) -> Attempt:
         if not np.all(np.isfinite(sample.field)):
             broken = describe_bad_field(problem.objective, sample.theta, sample.field)
             return Attempt(None, known, columns, longest=0.1 * duration, broken=broken)
-        noise = max(1e-9, 0.2 * tol) * max(columns.size(sample), 1e-4 * problem.length)
+        noise = _resolution(problem, columns, sample)
         # A sample too close to the newest one takes its place, and adds nothing to the degree.
         close = abs(sample.s - nodes[0]) < noise
         exact = sample if close and known[0] is columns.exact else columns.exact
@@ -229,6 +231,11 @@ def _correct(problem: Problem, state: State, prediction: Prediction) -> Attempt:
     return Attempt(None, known, columns, excess=excess)
 
 
+def _resolution(problem: Problem, columns: Columns, sample: Sample) -> float:
+    """Arc length that errors of z leave unresolved: closer samples would ruin differences."""
+    return max(1e-9, 0.2 * problem.tol) * max(columns.size(sample), 1e-4 * problem.length)
+
+
 def _misfit(columns: Columns, sample: Sample, path: Path, polynomial: Polynomial) -> float:
     """Bound of the correction of z that a sample at the end of a path asks for."""
     remainder = sample.field + columns.matrix @ sample.theta[columns.active]
@@ -236,7 +243,8 @@ def _misfit(columns: Columns, sample: Sample, path: Path, polynomial: Polynomial
     s, value = min(sample.s, s_last), newton[-1]
     for m in range(len(newton) - 2, -1, -1):
         value = value * (s - nodes[m]) + newton[m]
-    difference = float(np.max(np.abs(remainder - value)))
+    known = np.abs(remainder - value) - ROUNDING * np.abs(remainder)
+    difference = max(float(np.max(known)), 0.0)
     m, duration = len(newton), float(path.t[-1])
     at_end = abs(float(np.prod(s - nodes[:m])))
     integral = abs(float(path.integrals[2, m])) if m < path.integrals.shape[1] else np.inf
@@ -267,7 +275,7 @@ def _solve(
     problem: Problem, state: State, columns: Columns, p: Polynomial, duration: float, most: int
 ) -> Path:
     """Follow the surrogate to a given time, with integrals for up to `most` nodes."""
-    limits = Limits(False, np.zeros(most + 1), 1.0, 1.0, np.zeros(0))
+    limits = Limits(False, np.zeros(most + 1), 1.0, 1.0, np.zeros(0), 0.0)
     return _follow(problem, state, columns, p, duration, limits)
 
 
@@ -290,7 +298,7 @@ def _follow(
         matrix,
         np.ascontiguousarray(matrix[active].T),
         *p,
-        16 * np.finfo(float).eps * np.abs(p.newton[0]),
+        ROUNDING * np.abs(p.newton[0]),
     )
     method = follow_many if active.size >= MANY else follow
     return method(flow, state.s, duration, state.inner_step, _INNER * problem.tol, limits)

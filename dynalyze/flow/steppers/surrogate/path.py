@@ -54,6 +54,7 @@ class Limits(NamedTuple):
     target: float  # largest error of the step, in z
     predictor_target: float  # largest error of the predictor, in z
     thresholds: FloatArray  # (p,), log|θ| from which a coordinate needs a column, or ∞
+    resolution: float  # arc length below which two places are the same
 
 
 @dataclass(frozen=True, eq=False)
@@ -173,6 +174,7 @@ def accumulate(
     h: float,
     s: FloatArray,
     nodes: FloatArray,
+    resolution: float,
 ) -> None:
     """Fill `sums` with the integrals after one more step, on which s is a cubic."""
     for j in range(3):
@@ -185,7 +187,8 @@ def accumulate(
         for m in range(1, integrals.shape[1]):
             sums[0, m] += omega
             sums[1, m] += omega * at
-            omega *= at - nodes[m - 1]
+            distance = at - nodes[m - 1]
+            omega *= distance if abs(distance) > resolution else 0.0
             sums[2, m] += omega
 
 
@@ -258,7 +261,7 @@ def _follow(  # noqa: PLR0912, PLR0915 — its state is in local variables, as N
                 continue
         dense_coefficients(work, quadratic[n], cubic[n])
         s[0], s[1], s[2], s[3] = y[n, p], new[p], quadratic[n, p], cubic[n, p]
-        accumulate(integrals, sums, h, s, flow.nodes)
+        accumulate(integrals, sums, h, s, flow.nodes, limits.resolution)
         if limits.free and not resting:
             predicted, best = predicted_error(sums, float(new[p]), limits)
             if predicted > 1.3:

@@ -12,6 +12,7 @@ import numpy as np
 
 from dynalyze._core.arrays import FloatArray, IntArray
 
+ROUNDING = 16 * np.finfo(float).eps  # of a remainder, in units of its own size
 _EXTRAPOLATION = 2.0  # largest, in units of the span of the newest nodes
 
 
@@ -60,6 +61,8 @@ def newton_form(
     for order in range(1, len(nodes)):
         distance = (nodes[order:] - nodes[:-order])[:, None]
         difference = coefficients[order:] - coefficients[order - 1 : -1]
+        if order == 1:  # what is no more than rounding would be taken for a slope
+            difference[np.abs(difference) <= ROUNDING * np.abs(coefficients[1:])] = 0.0
         # a node of distance 0 is the doubled one, where the derivative is 0
         coefficients[order:] = np.where(
             distance == 0, 0.0, difference / np.where(distance == 0, 1.0, distance)

@@ -15,7 +15,7 @@ from dynalyze.flow.steppers.surrogate.state import start
 from dynalyze.models.protocol import Objective, relative_field_units
 
 _ORDER = 5  # highest number of nodes of the predictor
-_SHARE = 0.06  # of tol, for one step: steps add up
+_SHARE = 0.05  # of tol, for one step: steps add up
 _MANY_STEPS = 1e-6  # tol below which that share shrinks, as the number of steps grows ...
 _GROWTH = 1 / 8  # ... with this power of 1/tol
 
