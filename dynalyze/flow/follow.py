@@ -15,13 +15,12 @@ from dynalyze.flow.dense import DenseOutputBuilder
 from dynalyze.flow.initialization import Initialization
 from dynalyze.flow.rest import StationaryTest
 from dynalyze.flow.steppers.guarded import describe_bad_field
-from dynalyze.flow.steppers.protocol import Stepper
+from dynalyze.flow.steppers.methods import method_name, stepper_factory
+from dynalyze.flow.steppers.protocol import Stepper, StepperFactory
 from dynalyze.flow.trajectory import Trajectory
 from dynalyze.models.binding import check_origin
 from dynalyze.models.counted import CountedObjective
 from dynalyze.models.protocol import Objective
-
-METHODS = ("surrogate", "CVODE", "LSODA", "BDF", "Radau")
 
 _CONTINUE = "continue from here by simulate(..., start=trajectory)"
 _LARGEST_THETA = 1e15  # in natural units; beyond, the flow has no limit that anybody asked for
@@ -68,7 +67,7 @@ class Run:
         start: Trajectory | None,
         *,
         t_bound: float | None,
-        method: str,
+        method: str | StepperFactory,
         tol: float,
         stationary_tol: float,
         max_steps: int,
@@ -78,7 +77,7 @@ class Run:
         self.init = init
         self.start = start
         self.t_bound = t_bound
-        self.method = method
+        self.method, self.make_stepper = method_name(method), stepper_factory(method)
         self.tol = tol
         self.max_steps = max_steps
         self.max_seconds = max_seconds
@@ -112,10 +111,9 @@ class Run:
                 # the distance at which a loss that falls as at first would be 0
                 slope = float(np.abs(field).max(initial=0.0))
                 self.farthest = _LARGEST_THETA * max(1.0, abs(value) / slope if slope else 1.0)
-            stepper = make_stepper(
-                self.method,
+            stepper = self.make_stepper(
                 self.counted,
-                self.init,
+                self.init.coordinates,
                 self.z[0],
                 t=self.t[0],
                 t_bound=np.inf if self.t_bound is None else self.t_bound,
@@ -240,29 +238,3 @@ class Run:
             origin_field=self.origin[1],
             objective=self.objective,
         )
-
-
-def make_stepper(
-    method: str,
-    objective: Objective,
-    init: Initialization,
-    z: FloatArray,
-    *,
-    t: float,
-    t_bound: float,
-    tol: float,
-) -> Stepper:
-    """Integrator of a name in `METHODS`, at log coordinates z and flow time t."""
-    if method == "CVODE":
-        from dynalyze.flow.steppers.cvode import CvodeStepper
-
-        return CvodeStepper(objective, init.coordinates, z, t=t, t_bound=t_bound, tol=tol)
-    if method == "surrogate":
-        from dynalyze.flow.steppers.surrogate import SurrogateStepper
-
-        return SurrogateStepper(objective, init.coordinates, z, t=t, t_bound=t_bound, tol=tol)
-    from dynalyze.flow.steppers.scipy import ScipyStepper
-
-    return ScipyStepper(
-        objective, init.coordinates, z, t=t, t_bound=t_bound, method=method, tol=tol
-    )

@@ -9,8 +9,9 @@ from tqdm.auto import tqdm
 from dynalyze._core.arrays import ArrayLike, Data
 from dynalyze._core.interrupts import held
 from dynalyze.errors import InvalidInputError
-from dynalyze.flow.follow import METHODS, FlowState, Run
+from dynalyze.flow.follow import FlowState, Run
 from dynalyze.flow.initialization import Initialization, check_initialization
+from dynalyze.flow.steppers.protocol import StepperFactory
 from dynalyze.flow.trajectory import Trajectory
 from dynalyze.models.binding import bind
 from dynalyze.models.losses import Loss, loss_name
@@ -30,7 +31,7 @@ def simulate(
     until_rescaled: float | None = None,
     loss: Loss = "squared",
     sample_weight: ArrayLike | None = None,
-    method: str = "auto",
+    method: str | StepperFactory = "auto",
     tol: float = 1e-6,
     stationary_tol: float = 1e-8,
     start: Trajectory | None = None,
@@ -59,8 +60,9 @@ def simulate(
         The same in rescaled time, t / log(1/α) with the natural logarithm.
     loss, sample_weight
         As in `Model.bind`; flow time depends on the loss.
-    method : {"auto", "surrogate", "CVODE", "LSODA", "BDF", "Radau"}
-        Integrator. ``"surrogate"`` is the library's own, made for this flow; "auto" is it.
+    method : {"auto", "surrogate", "CVODE", "LSODA", "BDF", "Radau"} or StepperFactory
+        Integrator. ``"surrogate"`` is the library's own, made for this flow; "auto" is it. One of
+        your own is given as a factory: see `dynalyze.flow.steppers.protocol`.
     tol : float, optional
         ``"surrogate"`` keeps |g_i| |Δt|, the error of z_i = log|w_i| where |θ_i| crosses a level,
         to about `tol` (docs/integrator.md has the measured distribution); one step of the other
@@ -99,17 +101,12 @@ def simulate(
     t_bound = _end_time(init, until, until_rescaled, start)
     _check_tolerance(tol, init)
     _check_budgets(stationary_tol, max_steps, max_seconds)
-    if method not in ("auto", *METHODS):
-        raise InvalidInputError(
-            f"method={method!r} is not known: choose one of {', '.join(map(repr, METHODS))}, "
-            'or "auto"'
-        )
     run = Run(
         objective,
         init,
         start,
         t_bound=t_bound,
-        method="surrogate" if method == "auto" else method,
+        method=method,
         tol=tol,
         stationary_tol=stationary_tol,
         max_steps=max_steps,

@@ -10,19 +10,14 @@ import numpy as np
 from dynalyze._core.arrays import BoolArray, FloatArray
 from dynalyze._core.interrupts import deliver
 from dynalyze.errors import FlowError, UndecidedTransitionError
+from dynalyze.flow.steppers.protocol import StepperFactory
 from dynalyze.models.counted import CountedObjective
 from dynalyze.models.protocol import Objective, relative_field_units
 from dynalyze.stages.clocks import Clock
 from dynalyze.stages.equations import Activation, activation
 from dynalyze.stages.sign_constrained import SignConstrainedLimits
 from dynalyze.stages.stationary import StationaryPoint
-from dynalyze.stages.transition import (
-    NoLimit,
-    StepperFactory,
-    Transition,
-    follow_to,
-    limit_point,
-)
+from dynalyze.stages.transition import NoLimit, Transition, follow_to, limit_point
 
 _UNRELATED = 1e-10  # correlation of targets with inputs that their rounding can make
 _ROUNDING = 1e-14  # of a field, relative to its natural size
@@ -119,8 +114,8 @@ class Transitions:
     ----------
     objective : CountedObjective
         The loss.
-    stepper : callable
-        Makes the integrator of an orbit.
+    method : str or StepperFactory
+        Integrator of the orbits.
     limits : Limits
         Its `zero` and its deadline are used.
     tolerance : float
@@ -133,13 +128,13 @@ class Transitions:
     def __init__(
         self,
         objective: CountedObjective,
-        stepper: StepperFactory,
+        method: str | StepperFactory,
         limits: Limits,
         *,
         tolerance: float,
         follow: bool,
     ) -> None:
-        self._objective, self._stepper = objective, stepper
+        self._objective, self._method = objective, method
         self._zero, self.deadline = limits.zero, limits.deadline
         self._tolerance, self._follow = tolerance, follow
         self._known: dict[Path, Transition | NoLimit] = {}
@@ -177,7 +172,7 @@ class Transitions:
             sign,
             zero=zero,
             tolerance=self._tolerance,
-            stepper=self._stepper,
+            method=self._method,
             deadline=self.deadline,
         )
 
@@ -191,7 +186,7 @@ class Transitions:
                 coordinate,
                 sign,
                 found.end,
-                stepper=self._stepper,
+                method=self._method,
                 deadline=self.deadline,
             )
         except FlowError as error:

@@ -9,7 +9,7 @@ from dynalyze._core.arrays import FloatArray, IntArray
 from dynalyze.errors import FlowError
 from dynalyze.models.protocol import Objective
 from dynalyze.stages.stationary import StationaryPoint
-from dynalyze.stages.transition import follow_to, orbit_stepper
+from dynalyze.stages.transition import follow_to
 
 _MOST_EVALUATIONS = 300  # of one transition, ten times what most take
 
@@ -40,7 +40,6 @@ def transition_durations(
                 int(coordinates[k]),
                 int(signs[k]),
                 end,
-                stepper=orbit_stepper,
                 max_evaluations=_MOST_EVALUATIONS,
             )
         except FlowError:

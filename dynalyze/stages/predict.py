@@ -12,6 +12,8 @@ from dynalyze._core.interrupts import delivering, held, interruptible, take
 from dynalyze._core.warn import warn
 from dynalyze.errors import InvalidInputError, StagesOverlapWarning
 from dynalyze.flow.initialization import Initialization, check_initialization
+from dynalyze.flow.steppers.methods import method_name, stepper_factory
+from dynalyze.flow.steppers.protocol import StepperFactory
 from dynalyze.models.binding import bind, check_origin
 from dynalyze.models.counted import CountedObjective, Stats
 from dynalyze.models.data import as_positive_int
@@ -23,7 +25,7 @@ from dynalyze.stages.clocks import FiniteScaleClock, LeadingOrderClock
 from dynalyze.stages.finite import FiniteScaleStages
 from dynalyze.stages.prediction import StagePrediction
 from dynalyze.stages.stationary import StationaryPoint, at_origin
-from dynalyze.stages.transition import ONSET, orbit_stepper
+from dynalyze.stages.transition import ONSET
 
 _MOST_FINITE = 2  # stages at a finite α, in units of those of the limit
 _STATIONARY = 1e-10  # |g| on the support at a limit point, relative to max|g(0)|
@@ -41,6 +43,7 @@ def predict_stages(
     max_seconds: float = np.inf,
     field_tolerance: float = 1e-9,
     tie_tolerance: float = 1e-9,
+    method: str | StepperFactory = "auto",
     progress: bool = False,
     callback: Callable[[Stage], object] | None = None,
 ) -> StagePrediction:
@@ -75,6 +78,8 @@ def predict_stages(
     tie_tolerance : float
         Two products whose waiting times differ by at most this fraction tie, and the
         recursion stops: the theory does not say which comes first (Assumption 4.2).
+    method : str or StepperFactory
+        Integrator of the transitions' orbits, as for `simulate`.
     progress : bool
         Show a progress bar, one tick per stage.
     callback : callable, optional
@@ -98,6 +103,7 @@ def predict_stages(
     """
     started = time.monotonic()
     _check_options(max_stages, max_seconds, field_tolerance, tie_tolerance)
+    stepper_factory(method)  # refuses what no orbit could be followed with
     bound = bind(model, data, loss=loss, sample_weight=sample_weight)
     _check_rounding(bound)
     objective = CountedObjective(bound)
@@ -115,7 +121,7 @@ def predict_stages(
     limits = Limits(zero, tie_tolerance, max_stages, started + max_seconds)
     tolerance = _STATIONARY * float(np.abs(origin.field).max(initial=0.0))
     transitions = Transitions(
-        objective, orbit_stepper, limits, tolerance=tolerance, follow=init is not None
+        objective, method, limits, tolerance=tolerance, follow=init is not None
     )
     stages: list[Stage] = []
     clock = LeadingOrderClock(objective.n_products)
@@ -158,6 +164,7 @@ def predict_stages(
         "weighted": sample_weight is not None,
         "max_stages": max_stages,
         "field_tolerance": field_tolerance,
+        "method": method_name(method),
     }
     del transitions  # with the factorizations and the orbits that only they needed
     prediction = assemble(

@@ -7,7 +7,6 @@ how their log coordinates drift meanwhile, ∫ g_i(ψ) ds, is what the times at 
 """
 
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,7 +14,8 @@ import numpy as np
 from dynalyze._core.arrays import FloatArray, IntArray
 from dynalyze.errors import FlowError, UndecidedTransitionError
 from dynalyze.flow.coordinates import BalancedCoordinates
-from dynalyze.flow.steppers.protocol import Stepper
+from dynalyze.flow.steppers.methods import stepper_factory
+from dynalyze.flow.steppers.protocol import Stepper, StepperFactory
 from dynalyze.models.counted import CountedObjective
 from dynalyze.models.protocol import Objective
 from dynalyze.stages.orbit import ARRIVED, Orbit, OrbitPath
@@ -32,8 +32,6 @@ _FARTHEST = 1e15  # products that are on their way to infinity, in units of thei
 _MOST_EVALUATIONS = 2_000  # of the field in one transition
 
 _ORBIT_TOLERANCE = 1e-4  # error of log coordinates along an orbit
-
-StepperFactory = Callable[[Objective, BalancedCoordinates, FloatArray], Stepper]
 
 
 @dataclass(frozen=True)
@@ -53,11 +51,15 @@ class NoLimit:
     message: str
 
 
-def orbit_stepper(objective: Objective, chart: BalancedCoordinates, z0: FloatArray) -> Stepper:
-    """Integrator of the orbits ψ of eq. (11), from log coordinates z0."""
-    from dynalyze.flow.steppers.surrogate import SurrogateStepper
-
-    return SurrogateStepper(objective, chart, z0, tol=_ORBIT_TOLERANCE)
+def orbit_stepper(
+    objective: Objective,
+    chart: BalancedCoordinates,
+    z: FloatArray,
+    method: str | StepperFactory = "auto",
+) -> Stepper:
+    """Integrator of the orbits ψ of eq. (11), from log coordinates z."""
+    make = stepper_factory(method)
+    return make(objective, chart, z, t=0.0, t_bound=np.inf, tol=_ORBIT_TOLERANCE)
 
 
 def limit_point(
@@ -68,7 +70,7 @@ def limit_point(
     *,
     zero: FloatArray,
     tolerance: float,
-    stepper: StepperFactory,
+    method: str | StepperFactory = "auto",
     deadline: float = np.inf,
 ) -> Transition | NoLimit:
     """θ^{k+1} of eq. (11): where the flow goes from θ^k when one more product activates.
@@ -85,8 +87,8 @@ def limit_point(
         |g_i| that counts as 0 off the support.
     tolerance : float
         Largest |g| on the support at the limit.
-    stepper : callable
-        Makes the integrator from (objective, chart, z0).
+    method : str or StepperFactory
+        Integrator, as for `simulate`.
     deadline : float
         Of `time.monotonic`.
 
@@ -112,7 +114,7 @@ def limit_point(
     rate_peak, rate_tried = 0.0, np.inf
     why = Rejection("the rate of loss never fell, so Newton's method was not tried")
     try:
-        flow = stepper(objective, chart, chart.z_of_theta(theta))
+        flow = orbit_stepper(objective, chart, chart.z_of_theta(theta), method)
         while objective.nfev < _MOST_EVALUATIONS and flow.t < latest:
             if time.monotonic() > deadline:
                 raise UndecidedTransitionError("max_seconds passed")
@@ -154,7 +156,7 @@ def follow_to(
     sign: int,
     end: StationaryPoint,
     *,
-    stepper: StepperFactory,
+    method: str | StepperFactory = "auto",
     deadline: float = np.inf,
     max_evaluations: int = _MOST_EVALUATIONS,
 ) -> Orbit:
@@ -162,7 +164,7 @@ def follow_to(
 
     Parameters
     ----------
-    objective, start, coordinate, sign, stepper, deadline
+    objective, start, coordinate, sign, method, deadline
         As in `limit_point`.
     end : StationaryPoint
         θ^{k+1}.
@@ -177,7 +179,7 @@ def follow_to(
     objective = CountedObjective(objective)
     theta = onset(objective, start, coordinate, sign)
     chart = BalancedCoordinates(np.sign(theta))
-    flow = stepper(objective, chart, chart.z_of_theta(theta))
+    flow = orbit_stepper(objective, chart, chart.z_of_theta(theta), method)
     path, latest = OrbitPath(chart), _LATEST / abs(start.field[coordinate])
     goal = chart.z_of_theta(end.theta)[end.support]
     while objective.nfev < max_evaluations and flow.t < latest:

@@ -10,7 +10,7 @@ from objectives import Exponential, Failing, Linear, Quadratic
 
 from dynalyze import Initialization, Trajectory, simulate
 from dynalyze.errors import InvalidInputError, MissingDependencyError, SavedFileError
-from dynalyze.flow.follow import METHODS
+from dynalyze.flow.steppers.methods import METHODS
 from dynalyze.models import DiagonalLinear
 
 INIT = Initialization([1.0, -0.4], [0.3, 0.9], log10_alpha=-6)

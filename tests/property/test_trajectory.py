@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from objectives import Quadratic, Transformed, small_head
 
 from dynalyze import Initialization, Trajectory, simulate
-from dynalyze.flow.follow import METHODS
+from dynalyze.flow.steppers.methods import METHODS
 from dynalyze.models.counted import CountedObjective
 
 mpl.use("Agg")

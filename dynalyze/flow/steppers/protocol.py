@@ -7,6 +7,8 @@ budgets and stationary points between steps, and know nothing of how a step is m
 from typing import Protocol
 
 from dynalyze._core.arrays import FloatArray
+from dynalyze.flow.coordinates import BalancedCoordinates, LogCoordinates
+from dynalyze.models.protocol import Objective
 
 
 class Segment(Protocol):
@@ -50,4 +52,39 @@ class Stepper(Protocol):
         ------
         FlowError
             If no step can be made; the message says why and what to change.
+        """
+
+
+class StepperFactory(Protocol):
+    """Makes a stepper at a point of the flow: a class whose `__init__` takes this, or a function.
+
+    `simulate` and `predict_stages` take one as their `method`.
+    """
+
+    def __call__(
+        self,
+        objective: Objective,
+        chart: LogCoordinates | BalancedCoordinates,
+        z: FloatArray,
+        *,
+        t: float,
+        t_bound: float,
+        tol: float,
+    ) -> Stepper:
+        """Return an integrator of dz/dt = g(θ(z)).
+
+        Parameters
+        ----------
+        objective : Objective
+            The loss; `objective.field` is g, and every evaluation of it is counted.
+        chart : LogCoordinates or BalancedCoordinates
+            `chart.theta` gives the products θ(z).
+        z : ndarray, shape (p,)
+            Log coordinates at the start.
+        t : float
+            Flow time of the start.
+        t_bound : float
+            Flow time beyond which no step needs to go; may be infinite.
+        tol : float
+            Error of z that is asked for.
         """
