@@ -18,12 +18,12 @@ from dynalyze.checks.orbits import Fate, FollowedOrbit, follow
 from dynalyze.checks.regularity import bounded, consistent, smooth
 from dynalyze.checks.report import AssumptionReport, Verdict
 from dynalyze.errors import InvalidInputError
+from dynalyze.flow.rest import known_point
 from dynalyze.models.binding import bind
 from dynalyze.models.data import as_positive_int
 from dynalyze.models.losses import Loss
 from dynalyze.models.protocol import Model, Objective
 from dynalyze.stages.prediction import StagePrediction
-from dynalyze.stages.stationary import known_point
 from dynalyze.stages.transition import onset
 
 _SMALLEST_FLOAT = -300.0  # log10 of an α that floats can still hold
@@ -160,7 +160,7 @@ def _follow_failed_stage(objective: Objective, prediction: StagePrediction) -> F
     if winner is None:
         return None
     point = known_point(objective, prediction.theta[k], prediction.losses[k], prediction.fields[k])
-    start = onset(objective, point, winner.coordinate, winner.sign)
+    start = onset(point, winner.coordinate, winner.sign)
     scale = float(np.abs(prediction.fields[0]).max())
     return follow(objective, start, field_scale=scale)
 

@@ -5,9 +5,10 @@ from enum import StrEnum
 
 import numpy as np
 
-from dynalyze._core.arrays import FloatArray, IntArray
+from dynalyze._core.arrays import FloatArray
 from dynalyze.errors import FlowError
 from dynalyze.flow.coordinates import BalancedCoordinates
+from dynalyze.flow.rest import SHORT_STEP, newton_step
 from dynalyze.models.counted import CountedObjective
 from dynalyze.models.protocol import Objective
 from dynalyze.stages.transition import orbit_stepper
@@ -15,9 +16,7 @@ from dynalyze.stages.transition import orbit_stepper
 _AT_REST = 1e-6  # |g| that counts as 0, relative to max|g(0)|
 _SURELY_AT_REST = 1e-12  # likewise, where what the field fades to is the question
 _GONE = 1e-6  # |θ| of a shrinking product that counts as 0, relative to the largest
-_STEP = 1e-3  # Newton step of log|θ| that confirms a stationary point
 _FAR = 1e12  # products beyond this are on their way to infinity
-_RCOND = 1e-9  # eigenvalues that count as 0 in that step, relative to the largest
 
 
 class Fate(StrEnum):
@@ -81,7 +80,9 @@ def follow(
             fastest = np.abs(field[active]).max(initial=0.0)
             if fastest > at_rest * field_scale:
                 continue
-            if _newton_step(objective, theta, field, np.flatnonzero(active)) <= _STEP:
+            S = np.flatnonzero(active)
+            step = newton_step(objective, theta, field, S, at_rest) / theta[S]
+            if np.abs(step).max(initial=0.0) <= SHORT_STEP:
                 return FollowedOrbit(Fate.RESTS, theta, time)
             # Where there is no stationary point the field fades, and Newton's step does not.
             if fastest <= _SURELY_AT_REST * field_scale:
@@ -89,15 +90,3 @@ def follow(
     except FlowError:
         return FollowedOrbit(Fate.RUNS_AWAY, theta, time)
     return FollowedOrbit(Fate.UNDECIDED, theta, time)
-
-
-def _newton_step(
-    objective: Objective, theta: FloatArray, field: FloatArray, active: IntArray
-) -> float:
-    """Largest change of log|θ| by Newton's method, flat directions left out."""
-    if active.size == 0:
-        return 0.0
-    size = np.abs(theta[active])
-    hessian = objective.hessian_columns(theta, active)[active]
-    step = np.linalg.lstsq(size[:, None] * hessian * size, size * field[active], rcond=_RCOND)[0]
-    return float(np.abs(step).max())

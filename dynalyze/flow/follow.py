@@ -13,7 +13,7 @@ from dynalyze._version import __version__
 from dynalyze.errors import FlowError
 from dynalyze.flow.dense import DenseOutputBuilder
 from dynalyze.flow.initialization import Initialization
-from dynalyze.flow.rest import StationaryTest
+from dynalyze.flow.stationary import StationaryTest
 from dynalyze.flow.steppers.guarded import describe_bad_field
 from dynalyze.flow.steppers.methods import method_name, stepper_factory
 from dynalyze.flow.steppers.protocol import Stepper, StepperFactory

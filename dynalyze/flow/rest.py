@@ -1,81 +1,283 @@
-"""When the flow has come to rest for good: no product moves, and none outside the support grows."""
+"""Where the flow rests: Newton's method on a support, what is flat, and what certifies an end.
+
+A curvature counts as flat where it cannot be told from 0. After Newton's method that is rounding
+alone, `ROUNDING` of the largest. Where a field up to some fraction of the largest still counts as
+zero, a curvature of `_UNSEEN` of that fraction is flat too: a product would have to move many times
+its size before the field showed it, while an exponential tail, whose curvature fades as its field
+does, is not flat. Curvatures are compared on a diagonal scaled to ±1, whatever the units.
+"""
+
+import dataclasses
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 
-from dynalyze._core.arrays import FloatArray
-from dynalyze.flow.coordinates import Chart
-from dynalyze.models.protocol import Objective, relative_field_units
+from dynalyze._core.arrays import BoolArray, FloatArray, IntArray
+from dynalyze.models.protocol import Objective
 
-_SUPPORT = 1e-6  # |θ| of the support, in units of the largest
-_SHORT_STEP = 1e-3  # a Newton step that confirms a stationary point, in units of the largest |θ|
-_FLAT = 1e-10  # singular values of the Hessian that count as 0, in units of the largest
+ROUNDING = 1e-14  # curvatures this small against the largest are 0 to rounding
+_UNSEEN = 1e-2  # of the fraction of the field that counts as zero: curvatures that are flat then
+_FIRST_STEP = 0.1  # change of log|θ| beyond which Newton's method is too far away to be tried
+_CHORD = 1e-3  # the Hessian is kept once a step changes no log|θ| by more than this
+_SHRINKING = 0.9  # part of the step before it that a step makes where they add up
+_SETTLED = 1e-8  # change of log|θ| below which a residual that stays up is rounding
+_FIELD_ROUNDING = 1e-13  # of g, in units of the largest of its terms
+_LAST_STEP = 1e-4  # relative to each product, once Newton's method has converged
+_PROBES = (1e-2, 1e-3, 1e-4, 1e-5)  # changes of log|θ| by which a soft direction is probed
+_SOFT = 1e-3  # curvatures along log|θ| this small, against the loss at stake, are probed
+_EXPLAINED = 0.5  # part of the field at a probe that a Hessian of full rank accounts for
+_SINGULAR = (
+    "the curvature of the loss vanishes along some direction of the support (Assumption 4.3 fails)"
+)
+SHORT_STEP = 1e-3  # a Newton step that confirms that the flow is at rest, relative to θ
 
 
-class StationaryTest:
-    """Test of every g_i, on the support and off it, confirmed by a Newton step.
+@dataclass(frozen=True, eq=False, repr=False)
+class StationaryPoint:
+    """A point with g = 0 on `support` and θ = 0 elsewhere."""
 
-    A test of the speed of θ would stop at saddles, where all that grows is still small: at rest
-    for good is where g itself is zero, outside the support too. Where the loss falls for ever,
-    as with the exponential-like tails of cross-entropy, g also tends to zero; the Newton step
-    then stays long.
+    theta: FloatArray  # (p,)
+    value: float  # loss there
+    field: FloatArray  # (p,), g there; rounding on the support
+    support: IntArray  # (k,)
+    residual: float  # largest |g| on the support
+    objective: Objective  # whose Hessian is evaluated when it is needed
+    caveat: str = ""  # in what way the Hessian on the support is degenerate
+    known_hessian: FloatArray | None = None  # (p, k), where it was evaluated already
+    _columns: dict[int, FloatArray] = dataclasses.field(default_factory=dict)
+
+    @cached_property
+    def hessian(self) -> FloatArray:
+        """Hessian columns of the support, shape (p, k)."""
+        if self.known_hessian is not None:
+            return self.known_hessian
+        return self.objective.hessian_columns(self.theta, self.support)
+
+    def column(self, i: int) -> FloatArray:
+        """Hessian column of a product off the support, shape (p,)."""
+        if i not in self._columns:
+            self._columns[i] = self.objective.hessian_columns(self.theta, np.array([i]))[:, 0]
+        return self._columns[i]
+
+    def without_hessian(self) -> "StationaryPoint":
+        """Return the same point; its Hessian is released."""
+        return replace(self, known_hessian=None, _columns={})
+
+
+@dataclass(frozen=True)
+class Rejection:
+    """Why a point is not one that the flow rests at."""
+
+    reason: str
+    conclusive: bool = False  # whether following the flow further would change nothing
+
+
+def polish(
+    objective: Objective, theta: FloatArray, support: IntArray, *, tolerance: float
+) -> StationaryPoint | Rejection:
+    """Newton's method for g = 0 on `support`, from θ, the others set to 0.
+
+    It goes on beyond `tolerance` for as long as a step lowers the residual, to rounding. Where
+    the Hessian has a kernel, the point stays where it is along that.
+
+    Parameters
+    ----------
+    objective : Objective
+        The loss as a function of the products.
+    theta : ndarray, shape (p,)
+        Where to start; each sign on the support must survive.
+    support : ndarray of int, shape (k,)
+        Coordinates that are free.
+    tolerance : float
+        Largest |g| on the support that is accepted.
+
+    Returns
+    -------
+    StationaryPoint, or Rejection
+        The reason why there is none.
+    """
+    signs = np.sign(theta[support])
+    theta = _restricted(theta, support)
+    value, field = objective.value_and_field(theta)
+    residual = _largest(field[support])
+    columns, current = objective.hessian_columns(theta, support), True
+    spectrum = scaled_spectrum(columns, support)
+    moved = np.inf
+    while True:
+        trial = theta.copy()
+        trial[support] += spectrum.solve(field[support])
+        if np.any(np.sign(trial[support]) != signs):
+            return Rejection("Newton's step changes a sign")
+        before, moved = moved, _largest(np.log(trial[support] / theta[support]))
+        if moved > _FIRST_STEP:
+            return Rejection(f"Newton's step moves a product by {np.expm1(moved):.1%}")
+        trial_value, trial_field = objective.value_and_field(trial)
+        trial_residual = _largest(trial_field[support])
+        if not trial_residual < residual:
+            break
+        stagnating, current = trial_residual > 0.1 * residual, False
+        theta, value, field, residual = trial, trial_value, trial_field, trial_residual
+        # At a degenerate minimum every step is a fixed part of the one before it.
+        closing_in = _SETTLED < moved < _SHRINKING * before
+        if residual <= tolerance and stagnating and not closing_in:
+            break
+        if moved > _CHORD or stagnating:
+            columns, current = objective.hessian_columns(theta, support), True
+            spectrum = scaled_spectrum(columns, support)
+    # Where units are far apart, the rounding of some g_i may be more than the tolerance.
+    noise = _FIELD_ROUNDING * _largest(np.abs(columns[support]) @ np.abs(theta[support]))
+    if not residual <= max(tolerance, noise):
+        return Rejection(f"Newton's method stops at |g| = {residual:.1e}, above {tolerance:.1e}")
+    point = StationaryPoint(theta, value, field, support, residual, objective)
+    if current:
+        point = replace(point, known_hessian=columns)
+    # A field that fades like e^{−θ} is below any tolerance somewhere, but Newton's steps
+    # there stay as long as they were: there is no stationary point at a finite distance.
+    last = scaled_spectrum(point.hessian, support).solve(field[support])
+    longest = _largest(last / theta[support])
+    if not longest <= _LAST_STEP:
+        return Rejection(
+            f"Newton's steps do not shrink (last {longest:.1e} of a product): no finite minimum",
+            conclusive=True,
+        )
+    return point
+
+
+def rest(point: StationaryPoint, stake: float) -> StationaryPoint | Rejection:
+    """The point with what is degenerate about it, or why the flow cannot rest there.
+
+    Where the smallest curvature of L along log|θ| is small against the loss at stake, the field is
+    probed on both sides along its direction. At a minimum it points back, more than the Hessian
+    says if that vanishes; past an inflection it points on.
+
+    Parameters
+    ----------
+    point : StationaryPoint
+        From `polish`.
+    stake : float
+        Loss by which the transition to the point has lowered L.
+    """
+    S = point.support
+    if not S.size:
+        return point
+    scaled = scaled_spectrum(point.hessian, S).eigenvalues
+    relative = float(scaled[0] / np.abs(scaled).max())
+    if relative < -ROUNDING:
+        return Rejection(
+            f"the nearest stationary point is a saddle (relative curvature {relative:.1e})"
+        )
+    theta = point.theta[S]
+    curvatures, directions = np.linalg.eigh(theta[:, None] * point.hessian[S] * theta)
+    largest = max(stake, float(curvatures[-1]))
+    if curvatures[0] > _SOFT * largest:
+        return point
+    direction = directions[:, 0] / np.abs(directions[:, 0]).max()  # in log|θ|
+    expected = float(curvatures[0] * direction @ direction)
+    noise = _FIELD_ROUNDING * largest
+    flat, points_back = True, False
+    for h in _PROBES:
+        ahead, behind = (_slope(point, direction, side * h) for side in (1, -1))
+        if ahead < -noise and behind > noise:
+            if h * expected > _EXPLAINED * (behind - ahead) / 2:
+                return point
+            points_back = True
+        flat &= max(abs(ahead), abs(behind)) <= noise
+    if flat or points_back:
+        return replace(point, caveat=_SINGULAR)
+    return Rejection(
+        "the flow comes to rest from one side only, and the loss falls on beyond: an inflection, "
+        "no minimum",
+        conclusive=True,
+    )
+
+
+def _slope(point: StationaryPoint, direction: FloatArray, h: float) -> float:
+    """−dL/dh at θ (1 + h d), for a direction d of shape (k,) on the support."""
+    S = point.support
+    step = point.theta[S] * direction
+    theta = point.theta.copy()
+    theta[S] += h * step
+    return float(step @ point.objective.field(theta)[S])
+
+
+@dataclass(frozen=True)
+class Spectrum:
+    """Eigendecomposition of the Hessian on a support, scaled to a diagonal of ±1.
+
+    The scaling makes it independent of the units of the features, and keeps the signs of the
+    eigenvalues.
+    """
+
+    scale: FloatArray  # (k,), 1/√|H_ii|
+    eigenvalues: FloatArray  # (k,), ascending
+    vectors: FloatArray  # (k, k)
+
+    def regular(self, flat: float = ROUNDING) -> BoolArray:
+        """Which eigenvalues are not flat, at this fraction of the largest or less; shape (k,)."""
+        sizes = np.abs(self.eigenvalues)
+        return sizes > max(flat, ROUNDING) * sizes.max(initial=0.0)
+
+    def solve(self, field: FloatArray, flat: float = ROUNDING) -> FloatArray:
+        """H⁻¹ g on the support, by the smallest step where H has a kernel; (k,) or (k, m)."""
+        regular = self.regular(flat)
+        inverse = np.where(regular, 1 / np.where(regular, self.eigenvalues, 1.0), 0.0)
+        scaled = self.scale[:, None] * self.vectors
+        solution: FloatArray = (scaled * inverse) @ (scaled.T @ field)
+        return solution
+
+
+def scaled_spectrum(columns: FloatArray, support: IntArray) -> Spectrum:
+    """Spectrum of the Hessian on a support, from its columns of shape (p, k)."""
+    hessian = columns[support]
+    diagonal = np.abs(np.diagonal(hessian))
+    scale = 1 / np.sqrt(np.where(diagonal > 0, diagonal, 1.0))
+    return Spectrum(scale, *np.linalg.eigh(scale[:, None] * hessian * scale))
+
+
+def newton_step(
+    objective: Objective, theta: FloatArray, field: FloatArray, support: IntArray, zero: float
+) -> FloatArray:
+    """Newton's step to the stationary point beside θ, along all that is not flat; shape (k,).
 
     Parameters
     ----------
     objective : Objective
         The loss.
-    chart : Chart
-        The products θ(z).
-    tol : float
-        Largest |g| that counts as zero, in units of the largest seen; each in the units of its own
-        feature, where the objective knows them.
+    theta, field : ndarray, shape (p,)
+        Where the flow is, and g there.
+    support : ndarray of int, shape (k,)
+        Products that move.
+    zero : float
+        Fraction of the largest field seen that counts as zero.
     """
+    if not support.size:
+        return np.zeros(0)
+    columns = objective.hessian_columns(theta, support)
+    return scaled_spectrum(columns, support).solve(field[support], _UNSEEN * zero)
 
-    def __init__(self, objective: Objective, chart: Chart, tol: float) -> None:
-        self._objective = objective
-        self._chart = chart
-        self._tol = tol
-        self._units = relative_field_units(objective)
-        self._largest_field = 0.0
-        self._field = 0.0
 
-    def __call__(self, z: FloatArray, field: FloatArray) -> tuple[str, str] | None:
-        """Status and message if the flow is at rest at z, where g is `field`; otherwise None."""
-        self._field = float(np.max(np.abs(field) / self._units))
-        self._largest_field = max(self._largest_field, self._field)
-        if self._field > self._tol * self._largest_field:
-            return None
-        theta = self._chart.theta(z)
-        largest = float(np.max(np.abs(theta) * self._units))
-        step = self._newton_step(theta, field)
-        if step > _SHORT_STEP * largest:
-            return "no_limit", (
-                f"the largest |g| has fallen to {self._field:.3g}, but the nearest stationary "
-                f"point is still {step:.3g} away where the largest |θ| is {largest:.3g}: the loss "
-                "has no finite minimum within reach, as cross-entropy without weight decay. End "
-                "by until= instead, or regularize the loss"
-            )
-        return "stationary", (
-            f"no |g_i| exceeds {self._field:.3g}, {self._tol:.0e} of the largest seen: nothing "
-            "outside the support grows"
-        )
+def _restricted(theta: FloatArray, support: IntArray) -> FloatArray:
+    inside = np.zeros_like(theta)
+    inside[support] = theta[support]
+    return inside
 
-    def hint(self) -> str:
-        """How far from rest the flow was when last tested."""
-        if self._largest_field == 0:
-            return ""
-        return (
-            f"The largest |g| is {self._field / self._largest_field:.1e} of the largest seen, and "
-            f"stationary_tol={self._tol:.0e} ends the run. "
-        )
 
-    def _newton_step(self, theta: FloatArray, field: FloatArray) -> float:
-        """Largest entry of the Newton step on the support, in the units of the fields."""
-        sizes = np.abs(theta) * self._units
-        support = np.flatnonzero(sizes > _SUPPORT * np.max(sizes))
-        if support.size == 0:
-            return 0.0
-        units = self._units[support]
-        hessian = self._objective.hessian_columns(theta, support)[support]
-        scaled = hessian / units / units[:, None]
-        step = np.linalg.lstsq(scaled, field[support] / units, rcond=_FLAT)[0]
-        return float(np.max(np.abs(step)))
+def _largest(values: FloatArray) -> float:
+    return float(np.abs(values).max()) if values.size else 0.0
+
+
+def known_point(
+    objective: Objective, theta: FloatArray, value: float, field: FloatArray
+) -> StationaryPoint:
+    """Return θ as the stationary point that it was found to be, with its loss and g there."""
+    support = np.flatnonzero(theta)
+    residual = float(np.abs(field[support]).max(initial=0.0))
+    return StationaryPoint(theta, float(value), field, support, residual, objective)
+
+
+def at_origin(objective: Objective) -> StationaryPoint:
+    """θ^0 = 0, with an empty support."""
+    theta = np.zeros(objective.n_products)
+    value, field = objective.value_and_field(theta)
+    return StationaryPoint(theta, value, field, np.empty(0, dtype=np.int64), 0.0, objective)

@@ -4,6 +4,7 @@ import numpy as np
 from scipy.integrate import solve_ivp
 
 from dynalyze._core.arrays import BoolArray, FloatArray
+from dynalyze.flow.rest import Spectrum
 from dynalyze.models.torch.objective import TorchObjective
 
 _FLOWED = (1e-3, 1e-5, 1e-7)  # of σ_1(G): growth rates left when Newton's method is tried
@@ -76,11 +77,12 @@ def _newton(objective: TorchObjective, near: FloatArray, tolerance: float) -> Fl
         field = objective.field(y)
         if np.abs(field).max() <= tolerance:
             return y
-        curvature, modes = np.linalg.eigh(objective.hessian_columns(y, np.arange(y.size)))
-        stiff = np.abs(curvature) > max(10 * np.abs(field).max(), 1e-9 * curvature[-1])
-        if np.any(curvature[stiff] < 0):
+        columns = objective.hessian_columns(y, np.arange(y.size))
+        spectrum = Spectrum(np.ones(y.size), *np.linalg.eigh(columns))
+        flat = 10 * np.abs(field).max() / np.abs(spectrum.eigenvalues).max()
+        if np.any(spectrum.eigenvalues[spectrum.regular(flat)] < 0):
             return None
-        y = y + modes[:, stiff] @ ((modes[:, stiff].T @ field) / curvature[stiff])
+        y = y + spectrum.solve(field, flat)
         if np.abs(y - near).max() > _MOVED * np.abs(near).max():
             return None
     return None

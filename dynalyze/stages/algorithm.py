@@ -10,13 +10,13 @@ import numpy as np
 from dynalyze._core.arrays import BoolArray, FloatArray
 from dynalyze._core.interrupts import deliver
 from dynalyze.errors import FlowError, UndecidedTransitionError
+from dynalyze.flow.rest import StationaryPoint
 from dynalyze.flow.steppers.protocol import StepperFactory
 from dynalyze.models.counted import CountedObjective
 from dynalyze.models.protocol import Objective, relative_field_units
 from dynalyze.stages.clocks import Clock
 from dynalyze.stages.equations import Activation, activation
 from dynalyze.stages.sign_constrained import SignConstrainedLimits
-from dynalyze.stages.stationary import StationaryPoint
 from dynalyze.stages.transition import NoLimit, Transition, follow_to, limit_point
 
 _UNRELATED = 1e-10  # correlation of targets with inputs that their rounding can make
@@ -86,9 +86,9 @@ class Zero:
         self._rounding = getattr(objective, "field_rounding", None)
         j = int(np.argmax(np.abs(origin.field)))
         largest = float(np.abs(origin.field[j]))
-        column = objective.hessian_columns(origin.theta, np.array([j]))
+        column = origin.column(j)
         # By Cauchy and Schwarz |g_j| ≤ √(2 L H_jj) for a sum of squares of what is linear in θ.
-        natural = float(np.sqrt(2 * abs(origin.value)) * np.sqrt(abs(column[j, 0])))
+        natural = float(np.sqrt(2 * abs(origin.value)) * np.sqrt(abs(column[j])))
         natural /= float(self.units[j])
         if not natural < np.inf:  # what overflows is reported when the product activates
             natural = 0.0

@@ -5,12 +5,12 @@ from typing import Any
 import numpy as np
 
 from dynalyze._core.arrays import FloatArray
+from dynalyze.flow.rest import StationaryPoint
 from dynalyze.models.counted import Stats
 from dynalyze.models.protocol import Objective
 from dynalyze.stages.algorithm import Ending, Limits, Stage
 from dynalyze.stages.finite import FiniteScaleStages
 from dynalyze.stages.prediction import StagePrediction
-from dynalyze.stages.stationary import StationaryPoint
 from dynalyze.stages.transition import Transition
 
 

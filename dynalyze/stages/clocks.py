@@ -12,6 +12,7 @@ import numpy as np
 
 from dynalyze._core.arrays import BoolArray, FloatArray
 from dynalyze.flow.initialization import Initialization
+from dynalyze.flow.rest import StationaryPoint, scaled_spectrum
 from dynalyze.stages.equations import (
     Activation,
     active_log_scale,
@@ -20,7 +21,6 @@ from dynalyze.stages.equations import (
     time_until_active,
 )
 from dynalyze.stages.orbit import Orbit
-from dynalyze.stages.stationary import StationaryPoint, scaled_spectrum
 from dynalyze.stages.transition import Transition
 
 

@@ -7,8 +7,8 @@ import numpy as np
 
 from dynalyze._core.arrays import FloatArray, IntArray
 from dynalyze.errors import FlowError
+from dynalyze.flow.rest import StationaryPoint
 from dynalyze.models.protocol import Objective
-from dynalyze.stages.stationary import StationaryPoint
 from dynalyze.stages.transition import follow_to
 
 _MOST_EVALUATIONS = 300  # of one transition, ten times what most take

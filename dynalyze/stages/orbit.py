@@ -6,8 +6,8 @@ import numpy as np
 
 from dynalyze._core.arrays import FloatArray, IntArray
 from dynalyze.flow.coordinates import BalancedCoordinates
+from dynalyze.flow.rest import StationaryPoint, scaled_spectrum
 from dynalyze.flow.steppers.protocol import Segment
-from dynalyze.stages.stationary import StationaryPoint, scaled_spectrum
 
 ARRIVED = 0.01  # an orbit has arrived when Newton's method moves no log|θ| by more than this
 _RESOLVED = 0.05  # steps that change the log|θ| of the activated product by more are subdivided

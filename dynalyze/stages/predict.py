@@ -12,6 +12,7 @@ from dynalyze._core.interrupts import delivering, held, interruptible, take
 from dynalyze._core.warn import warn
 from dynalyze.errors import InvalidInputError, StagesOverlapWarning
 from dynalyze.flow.initialization import Initialization, check_initialization
+from dynalyze.flow.rest import StationaryPoint, at_origin
 from dynalyze.flow.steppers.methods import method_name, stepper_factory
 from dynalyze.flow.steppers.protocol import StepperFactory
 from dynalyze.models.binding import bind, check_origin
@@ -24,7 +25,6 @@ from dynalyze.stages.assemble import assemble
 from dynalyze.stages.clocks import FiniteScaleClock, LeadingOrderClock
 from dynalyze.stages.finite import FiniteScaleStages
 from dynalyze.stages.prediction import StagePrediction
-from dynalyze.stages.stationary import StationaryPoint, at_origin
 from dynalyze.stages.transition import ONSET
 
 _MOST_FINITE = 2  # stages at a finite α, in units of those of the limit

@@ -11,13 +11,13 @@ from dynalyze._core.arrays import BoolArray, FloatArray, IntArray
 from dynalyze._core.dataframe import dataframe
 from dynalyze._core.saved_files import load_saved, write_saved
 from dynalyze.errors import InvalidInputError
+from dynalyze.flow.rest import known_point
 from dynalyze.models.counted import Stats
 from dynalyze.models.protocol import Objective
 from dynalyze.stages.algorithm import Status
 from dynalyze.stages.durations import transition_durations
 from dynalyze.stages.finite import FiniteScaleStages, jump_sizes
 from dynalyze.stages.saved import SCHEMA
-from dynalyze.stages.stationary import known_point
 from dynalyze.stages.table import Jumps, stage_table
 
 if TYPE_CHECKING:

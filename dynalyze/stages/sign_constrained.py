@@ -11,9 +11,9 @@ import numpy as np
 
 from dynalyze._core.arrays import BoolArray, FloatArray
 from dynalyze.errors import FlowError
+from dynalyze.flow.rest import StationaryPoint
 from dynalyze.models.least_squares import SupportMinimizer
 from dynalyze.models.protocol import Objective
-from dynalyze.stages.stationary import StationaryPoint
 from dynalyze.stages.transition import NoLimit, Transition, fields_at_rest
 
 _TINY = 1e-6  # part of the largest product, in units of its feature, that may be rounding

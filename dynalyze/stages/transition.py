@@ -14,12 +14,12 @@ import numpy as np
 from dynalyze._core.arrays import FloatArray, IntArray
 from dynalyze.errors import FlowError, UndecidedTransitionError
 from dynalyze.flow.coordinates import BalancedCoordinates
+from dynalyze.flow.rest import Rejection, StationaryPoint, polish, rest, scaled_spectrum
 from dynalyze.flow.steppers.methods import stepper_factory
 from dynalyze.flow.steppers.protocol import Stepper, StepperFactory
 from dynalyze.models.counted import CountedObjective
 from dynalyze.models.protocol import Objective
 from dynalyze.stages.orbit import ARRIVED, Orbit, OrbitPath
-from dynalyze.stages.stationary import Rejection, StationaryPoint, polish, rest, scaled_spectrum
 
 ONSET = 1e-6  # size of the activated product at the onset, relative to its natural scale
 _NEGLIGIBLE = 1e-4  # a shrinking product this small, against its largest value, may have left
@@ -100,7 +100,7 @@ def limit_point(
     """
     objective = CountedObjective(objective)
     latest = _LATEST / abs(start.field[coordinate])
-    theta = onset(objective, start, coordinate, sign)
+    theta = onset(start, coordinate, sign)
     if not 0 < abs(theta[coordinate]) < np.inf:
         return NoLimit(
             f"with |g| = {abs(start.field[coordinate]):.3g} its natural size, |g| over "
@@ -177,7 +177,7 @@ def follow_to(
         If the flow cannot be followed until its active products have come within 1% of `end`.
     """
     objective = CountedObjective(objective)
-    theta = onset(objective, start, coordinate, sign)
+    theta = onset(start, coordinate, sign)
     chart = BalancedCoordinates(np.sign(theta))
     flow = orbit_stepper(objective, chart, chart.z_of_theta(theta), method)
     path, latest = OrbitPath(chart), _LATEST / abs(start.field[coordinate])
@@ -202,7 +202,7 @@ def fields_at_rest(
     return tuple(i for i in left if abs(end.field[i]) <= zero[i])
 
 
-def onset(objective: Objective, start: StationaryPoint, coordinate: int, sign: int) -> FloatArray:
+def onset(start: StationaryPoint, coordinate: int, sign: int) -> FloatArray:
     """Point on the unstable manifold of θ^k at which the activated product is just visible.
 
     The product has the size `ONSET` times the smaller of two scales: that at which it would
@@ -215,7 +215,7 @@ def onset(objective: Objective, start: StationaryPoint, coordinate: int, sign: i
     ndarray, shape (p,)
     """
     active, growth = start.support, abs(start.field[coordinate])
-    column = objective.hessian_columns(start.theta, np.array([coordinate]))[:, 0]
+    column = start.column(coordinate)
     scales = [growth / abs(column[coordinate])] if column[coordinate] != 0 else [1.0]
     direction = np.zeros(active.size)
     if active.size:
