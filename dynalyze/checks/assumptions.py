@@ -23,8 +23,8 @@ from dynalyze.models.binding import bind
 from dynalyze.models.data import as_positive_int
 from dynalyze.models.losses import Loss
 from dynalyze.models.protocol import Model, Objective
+from dynalyze.stages.orbit import onset
 from dynalyze.stages.prediction import StagePrediction
-from dynalyze.stages.transition import onset
 
 _SMALLEST_FLOAT = -300.0  # log10 of an α that floats can still hold
 _SEEN = 1e-3  # products of an orbit's last point that count as its support, relative

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from enum import StrEnum
+from itertools import islice
 
 import numpy as np
 
@@ -9,9 +10,9 @@ from dynalyze._core.arrays import FloatArray
 from dynalyze.errors import FlowError
 from dynalyze.flow.coordinates import BalancedCoordinates
 from dynalyze.flow.rest import SHORT_STEP, newton_step
-from dynalyze.models.counted import CountedObjective
+from dynalyze.models.counted import counted
 from dynalyze.models.protocol import Objective
-from dynalyze.stages.transition import orbit_stepper
+from dynalyze.stages.transition import orbit_steps
 
 _AT_REST = 1e-6  # |g| that counts as 0, relative to max|g(0)|
 _SURELY_AT_REST = 1e-12  # likewise, where what the field fades to is the question
@@ -61,15 +62,13 @@ def follow(
     max_steps : int
         Steps after which it is left undecided.
     """
-    objective = CountedObjective(objective)  # and so interruptible
+    objective = counted(objective)  # and so interruptible
     chart = BalancedCoordinates(np.sign(start))
     theta, time = start, 0.0
     at_rest = _SURELY_AT_REST if target is None else _AT_REST
     try:
-        flow = orbit_stepper(objective, chart, chart.z_of_theta(start))
-        for _ in range(max_steps):
-            time = flow.step().t_end
-            theta, field = chart.theta(flow.z), flow.field
+        for segment, z, field in islice(orbit_steps(objective, chart, start), max_steps):
+            time, theta = segment.t_end, chart.theta(z)
             if target is not None and np.abs(theta - target).max() <= within:
                 return FollowedOrbit(Fate.ARRIVED, theta, time)
             size = np.abs(theta)

@@ -113,7 +113,7 @@ class BalancedCoordinates:
     def z_of_theta(self, theta: FloatArray) -> FloatArray:
         """½ s log|θ| on the support, 0 elsewhere; shape of theta."""
         z = np.zeros_like(theta)
-        on = self.support
+        on = self.signs != 0
         with np.errstate(divide="ignore"):
             z[..., on] = 0.5 * self.signs[on] * np.log(np.abs(theta[..., on]))
         return z

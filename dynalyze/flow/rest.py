@@ -98,7 +98,7 @@ def polish(
         The reason why there is none.
     """
     signs = np.sign(theta[support])
-    theta = _restricted(theta, support)
+    theta = np.where(np.isin(np.arange(theta.size), support), theta, 0.0)
     value, field = objective.value_and_field(theta)
     residual = _largest(field[support])
     columns, current = objective.hessian_columns(theta, support), True
@@ -255,12 +255,6 @@ def newton_step(
         return np.zeros(0)
     columns = objective.hessian_columns(theta, support)
     return scaled_spectrum(columns, support).solve(field[support], _UNSEEN * zero)
-
-
-def _restricted(theta: FloatArray, support: IntArray) -> FloatArray:
-    inside = np.zeros_like(theta)
-    inside[support] = theta[support]
-    return inside
 
 
 def _largest(values: FloatArray) -> float:

@@ -114,3 +114,8 @@ class CountedObjective(CheckedObjective):
             return evaluate(call, *args, **kwargs)
         deliver()
         return call(*args, **kwargs)
+
+
+def counted(objective: Objective) -> CountedObjective:
+    """Return an objective that counts: the given one where it does already."""
+    return objective if isinstance(objective, CountedObjective) else CountedObjective(objective)

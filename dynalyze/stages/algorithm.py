@@ -40,6 +40,7 @@ class Stage:
     onset_time: float  # of the transition, in the clock's own unit
     activation: Activation
     transition: Transition
+    b: FloatArray  # (p,), log-scales at the start of the plateau that it leads to
 
     def without_hessians(self) -> "Stage":
         """Return the same stage; what the next one does not need is released."""
@@ -62,7 +63,6 @@ class Limits:
     zero: "Zero"
     tie_tolerance: float  # relative gap between winner and runner-up below which it is a tie
     max_stages: int | None
-    deadline: float  # of time.monotonic()
 
 
 class Zero:
@@ -116,8 +116,8 @@ class Transitions:
         The loss.
     method : str or StepperFactory
         Integrator of the orbits.
-    limits : Limits
-        Its `zero` and its deadline are used.
+    deadline : float
+        Of `time.monotonic`; no transition is begun after it.
     tolerance : float
         Largest |g| on the support of a limit point.
     follow : bool
@@ -129,21 +129,24 @@ class Transitions:
         self,
         objective: CountedObjective,
         method: str | StepperFactory,
-        limits: Limits,
         *,
+        deadline: float,
         tolerance: float,
         follow: bool,
     ) -> None:
         self._objective, self._method = objective, method
-        self._zero, self.deadline = limits.zero, limits.deadline
-        self._tolerance, self._follow = tolerance, follow
+        self.deadline, self._tolerance, self._follow = deadline, tolerance, follow
         self._known: dict[Path, Transition | NoLimit] = {}
         self._signed = None
         if objective.is_quadratic:
             self._signed = SignConstrainedLimits(objective, objective.support_minimizer())
 
-    def __call__(self, path: Path, start: StationaryPoint) -> Transition | NoLimit:
+    def __call__(
+        self, path: Path, start: StationaryPoint, zero: FloatArray
+    ) -> Transition | NoLimit:
         """Transition from `start`, reached by path[:-1], when path[-1] = (j, sign) activates.
+
+        `zero`, shape (p,), is the |g_i| that counts as 0 at `start`.
 
         Raises
         ------
@@ -152,17 +155,18 @@ class Transitions:
         """
         if path in self._known:
             return self._known[path]
-        found = self._find(start, *path[-1])
+        found = self._find(start, *path[-1], zero)
         if self._follow:
             if isinstance(found, Transition) and found.orbit is None:
                 found = self._with_orbit(start, *path[-1], found)
             self._known[path] = found
         return found
 
-    def _find(self, start: StationaryPoint, coordinate: int, sign: int) -> Transition | NoLimit:
+    def _find(
+        self, start: StationaryPoint, coordinate: int, sign: int, zero: FloatArray
+    ) -> Transition | NoLimit:
         if time.monotonic() > self.deadline:
             raise UndecidedTransitionError("max_seconds passed")
-        zero = self._zero(start.theta)
         if self._signed is not None:
             return self._signed.limit_point(start, coordinate, sign, zero)
         return limit_point(
@@ -232,7 +236,7 @@ def recurse(
             )
         path = (*path, (winner.coordinate, winner.sign))
         try:
-            transition = transitions(path, point)
+            transition = transitions(path, point, zero)
         except UndecidedTransitionError as budget:
             return Ending(
                 Status.BUDGET,
@@ -245,9 +249,8 @@ def recurse(
                 f"no limit point at stage {k + 1}, when {names[winner.coordinate]} activates: "
                 f"{transition.message}",
             )
-        clock.activate(point.field, active, winner)
-        onset_time = clock.arrive(point, winner, transition)
-        on_stage(Stage(onset_time, winner, transition))
+        onset_time, b = clock.advance(point, active, winner, transition)
+        on_stage(Stage(onset_time, winner, transition, b))
         point = transition.end
 
 

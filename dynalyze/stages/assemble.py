@@ -9,6 +9,7 @@ from dynalyze.flow.rest import StationaryPoint
 from dynalyze.models.counted import Stats
 from dynalyze.models.protocol import Objective
 from dynalyze.stages.algorithm import Ending, Limits, Stage
+from dynalyze.stages.equations import initial_log_scale
 from dynalyze.stages.finite import FiniteScaleStages
 from dynalyze.stages.prediction import StagePrediction
 from dynalyze.stages.transition import Transition
@@ -17,7 +18,6 @@ from dynalyze.stages.transition import Transition
 def assemble(
     origin: StationaryPoint,
     stages: list[Stage],
-    log_scales: list[FloatArray],
     names: tuple[str, ...],
     ending: Ending,
     stats: Stats,
@@ -26,7 +26,7 @@ def assemble(
     configuration: dict[str, Any],
     objective: Objective,
 ) -> StagePrediction:
-    """Collect what the recursion found; `stages` and `log_scales` are emptied on the way."""
+    """Collect what the recursion found; `stages` is emptied on the way."""
     plateaus = [origin] + [stage.transition.end for stage in stages]
     activations = [stage.activation for stage in stages]
     onsets = [stage.onset_time for stage in stages]
@@ -36,6 +36,7 @@ def assemble(
     caveats = tuple(_caveat(stage.transition, names) for stage in stages)
     durations = _durations(stages)
     zero_fields = limits.zero(plateaus[-1].theta)
+    log_scales = [initial_log_scale(len(names))] + [stage.b for stage in stages]
     thetas, fields = [point.theta for point in plateaus], [point.field for point in plateaus]
     plateaus.clear()
     stages.clear()

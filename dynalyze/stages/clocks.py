@@ -30,11 +30,14 @@ class Clock(Protocol):
     def waits(self, field: FloatArray, active: BoolArray, zero: FloatArray) -> FloatArray:
         """Time until each product activates on the present plateau, shape (p,)."""
 
-    def activate(self, field: FloatArray, active: BoolArray, winner: Activation) -> None:
-        """Move to the activation of `winner`, where the plateau ends."""
-
-    def arrive(self, start: StationaryPoint, winner: Activation, transition: Transition) -> float:
-        """Move on to the next plateau; return the time of the transition's onset."""
+    def advance(
+        self,
+        start: StationaryPoint,
+        active: BoolArray,
+        winner: Activation,
+        transition: Transition,
+    ) -> tuple[float, FloatArray]:
+        """Move on to the next plateau; return the time of the transition's onset, and b there."""
 
 
 class LeadingOrderClock:
@@ -48,15 +51,18 @@ class LeadingOrderClock:
         """Δ_k(i) of eq. (8), rescaled time, shape (p,)."""
         return time_until_active(self.b, field, active, zero=zero)
 
-    def activate(self, field: FloatArray, active: BoolArray, winner: Activation) -> None:
-        """T_{k+1} of eq. (9) and b^{k+1} of eq. (10)."""
-        self.b = log_scale(self.b, field, active, winner.wait)
+    def advance(
+        self,
+        start: StationaryPoint,
+        active: BoolArray,
+        winner: Activation,
+        transition: Transition,
+    ) -> tuple[float, FloatArray]:
+        """T_{k+1} of eq. (9) and b^{k+1} of eq. (10): here a transition takes no time."""
+        self.b = log_scale(self.b, start.field, active, winner.wait)
         self.b[winner.coordinate] = active_log_scale(winner.sign)
         self.time += winner.wait
-
-    def arrive(self, start: StationaryPoint, winner: Activation, transition: Transition) -> float:
-        """T_{k+1}: on the rescaled clock a transition takes no time."""
-        return self.time
+        return self.time, self.b
 
 
 class FiniteScaleClock:
@@ -72,7 +78,7 @@ class FiniteScaleClock:
     """
 
     def __init__(self, init: Initialization, visible_size: FloatArray) -> None:
-        self._log_abs_c = init.log_abs_c
+        self._log_abs_c, self._log_inverse_alpha = init.log_abs_c, init.log_inverse_alpha
         self._log_visible = np.log(visible_size)  # (p,)
         self.z = init.z0.copy()  # (p,)
         self.time = 0.0
@@ -86,13 +92,17 @@ class FiniteScaleClock:
         waits[moving] = (goal[moving] - self.z[moving]) / field[moving]
         return waits
 
-    def activate(self, field: FloatArray, active: BoolArray, winner: Activation) -> None:
-        """Drift linearly over the plateau, until the winner has the visible size."""
-        self.z = np.where(active, self.z, self.z + field * winner.wait)
+    def advance(
+        self,
+        start: StationaryPoint,
+        active: BoolArray,
+        winner: Activation,
+        transition: Transition,
+    ) -> tuple[float, FloatArray]:
+        """Drift over the plateau to the orbit's onset, then along it: the others by ∫ g(ψ) ds."""
+        # Over the plateau the drift is linear, until the winner has the visible size.
+        self.z = np.where(active, self.z, self.z + start.field * winner.wait)
         self.time += winner.wait
-
-    def arrive(self, start: StationaryPoint, winner: Activation, transition: Transition) -> float:
-        """Go on to the orbit's onset, then along it; the others drift by ∫ g(ψ) ds."""
         orbit, j = transition.orbit, winner.coordinate
         assert orbit is not None  # with an initialization, every transition is followed
         lead = (
@@ -115,7 +125,9 @@ class FiniteScaleClock:
             self.z[i] = orbit.z_end[i] + sign * offset[i]
         onset_time = self.time + lead
         self.time = onset_time + float(orbit.times[-1])
-        return onset_time
+        b = np.clip(1 - self.z / self._log_inverse_alpha, 0.0, 2.0)
+        b[transition.end.support] = 1 - np.sign(transition.end.theta[transition.end.support])
+        return onset_time, b
 
     def _overlap(self, passive: BoolArray, end: StationaryPoint, orbit: Orbit) -> float:
         """Largest fraction by which a passive product, at its largest on the orbit, moves it.

@@ -9,6 +9,7 @@ from dynalyze.flow.coordinates import BalancedCoordinates
 from dynalyze.flow.rest import StationaryPoint, scaled_spectrum
 from dynalyze.flow.steppers.protocol import Segment
 
+ONSET = 1e-6  # size of the activated product at the onset, relative to its natural scale
 ARRIVED = 0.01  # an orbit has arrived when Newton's method moves no log|θ| by more than this
 _RESOLVED = 0.05  # steps that change the log|θ| of the activated product by more are subdivided
 _SAMPLES = 4  # samples of a step that is subdivided
@@ -26,69 +27,78 @@ class Orbit:
     duration: float  # flow time from 1% of the activated product's limit to 1% from the plateau
 
 
-class OrbitPath:
-    """Collects the steps of an integrator along an orbit.
+def onset(start: StationaryPoint, coordinate: int, sign: int) -> FloatArray:
+    """Point on the unstable manifold of θ^k at which the activated product is just visible.
+
+    The product has the size `ONSET` times the smaller of two scales: that at which it would
+    balance its own field, |g_j|/|H_jj|, and that at which it would move some active product
+    by its own size. To first order the active products then stand at θ^k + v ε with
+    v = −(H_SS + |g_j| diag(1/|θ_S|))⁻¹ H_Sj, the direction in which both grow like e^{2|g_j| t}.
+
+    Returns
+    -------
+    ndarray, shape (p,)
+    """
+    active, growth = start.support, abs(start.field[coordinate])
+    column = start.column(coordinate)
+    scales = [growth / abs(column[coordinate])] if column[coordinate] != 0 else [1.0]
+    direction = np.zeros(active.size)
+    if active.size:
+        size = np.abs(start.theta[active])
+        root = np.sqrt(size)
+        scaled = root[:, None] * start.hessian[active] * root + growth * np.eye(active.size)
+        direction = -root * np.linalg.solve(scaled, root * column[active])
+        with np.errstate(divide="ignore"):
+            scales.append(float((size / np.abs(direction)).min()))
+    epsilon = ONSET * min(scales)
+    theta = start.theta.copy()
+    theta[active] += sign * epsilon * direction
+    theta[coordinate] = sign * epsilon
+    return theta
+
+
+def sampled_orbit(
+    steps: list[tuple[Segment, FloatArray]],
+    chart: BalancedCoordinates,
+    end: StationaryPoint,
+    coordinate: int,
+) -> Orbit:
+    """Sample a path, and relax its end onto the plateau `end` in closed form.
 
     Parameters
     ----------
+    steps : list of (Segment, ndarray)
+        The steps, and z at the end of each, shape (p,).
     chart : BalancedCoordinates
         The products θ(z) on the orbit's support.
+    end : StationaryPoint
+        Where the orbit goes.
+    coordinate : int
+        The activated product.
     """
-
-    def __init__(self, chart: BalancedCoordinates) -> None:
-        self._chart = chart
-        self._segments: list[Segment] = []
-        self._ends: list[FloatArray] = []  # z at the end of each step
-
-    @property
-    def n_steps(self) -> int:
-        """Number of steps so far."""
-        return len(self._segments)
-
-    @property
-    def t_end(self) -> float:
-        """Flow time since the onset."""
-        return self._segments[-1].t_end if self._segments else 0.0
-
-    def add(self, segment: Segment, z: FloatArray) -> None:
-        """Append a step that ends at z, shape (p,)."""
-        self._segments.append(segment)
-        self._ends.append(np.array(z))
-
-    def orbit(self, end: StationaryPoint, coordinate: int) -> Orbit:
-        """Sample the path, and relax its end onto the plateau `end` in closed form.
-
-        Parameters
-        ----------
-        end : StationaryPoint
-            Where the orbit goes.
-        coordinate : int
-            The activated product.
-        """
-        chart, segments = self._chart, self._segments
-        start = segments[0].z(segments[0].t_start)
-        ends = np.array(self._ends)
-        change = np.diff(ends[:, coordinate], prepend=start[coordinate])
-        fractions = np.arange(1, _SAMPLES) / _SAMPLES
-        times, samples = [np.array([segments[0].t_start])], [start[None]]
-        for segment, z, step in zip(segments, ends, change, strict=True):
-            if 2 * abs(step) > _RESOLVED:
-                inside = segment.t_start + fractions * (segment.t_end - segment.t_start)
-                times.append(inside)
-                samples.append(segment.z(inside))
-            times.append(np.array([segment.t_end]))
-            samples.append(z[None])
-        t, path = np.concatenate(times), np.concatenate(samples)
-        log_sizes = 2 * chart.signs * path
-        log_limit = 2 * chart.signs * chart.z_of_theta(end.theta)
-        return Orbit(
-            times=t,
-            log_size=log_sizes[:, coordinate],
-            z_end=_relaxed(ends[-1], chart, end),
-            z_lowest=path.min(axis=0),
-            z_highest=path.max(axis=0),
-            duration=_duration(t, log_sizes, log_limit, end.support, coordinate),
-        )
+    segments, ends = [segment for segment, _ in steps], np.array([z for _, z in steps])
+    start = segments[0].z(segments[0].t_start)
+    change = np.diff(ends[:, coordinate], prepend=start[coordinate])
+    fractions = np.arange(1, _SAMPLES) / _SAMPLES
+    times, samples = [np.array([segments[0].t_start])], [start[None]]
+    for segment, z, step in zip(segments, ends, change, strict=True):
+        if 2 * abs(step) > _RESOLVED:
+            inside = segment.t_start + fractions * (segment.t_end - segment.t_start)
+            times.append(inside)
+            samples.append(segment.z(inside))
+        times.append(np.array([segment.t_end]))
+        samples.append(z[None])
+    t, path = np.concatenate(times), np.concatenate(samples)
+    log_sizes = 2 * chart.signs * path
+    log_limit = 2 * chart.signs * chart.z_of_theta(end.theta)
+    return Orbit(
+        times=t,
+        log_size=log_sizes[:, coordinate],
+        z_end=_relaxed(ends[-1], chart, end),
+        z_lowest=path.min(axis=0),
+        z_highest=path.max(axis=0),
+        duration=_duration(t, log_sizes, log_limit, end.support, coordinate),
+    )
 
 
 def _relaxed(z: FloatArray, chart: BalancedCoordinates, end: StationaryPoint) -> FloatArray:

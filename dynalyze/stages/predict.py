@@ -24,8 +24,8 @@ from dynalyze.stages.algorithm import Ending, Limits, Stage, Status, Transitions
 from dynalyze.stages.assemble import assemble
 from dynalyze.stages.clocks import FiniteScaleClock, LeadingOrderClock
 from dynalyze.stages.finite import FiniteScaleStages
+from dynalyze.stages.orbit import ONSET
 from dynalyze.stages.prediction import StagePrediction
-from dynalyze.stages.transition import ONSET
 
 _MOST_FINITE = 2  # stages at a finite α, in units of those of the limit
 _STATIONARY = 1e-10  # |g| on the support at a limit point, relative to max|g(0)|
@@ -118,18 +118,20 @@ def predict_stages(
     origin = at_origin(objective)
     check_origin(type(model).__name__, origin.value, origin.field)
     zero = Zero(objective, origin, field_tolerance)
-    limits = Limits(zero, tie_tolerance, max_stages, started + max_seconds)
+    limits = Limits(zero, tie_tolerance, max_stages)
     tolerance = _STATIONARY * float(np.abs(origin.field).max(initial=0.0))
     transitions = Transitions(
-        objective, method, limits, tolerance=tolerance, follow=init is not None
+        objective,
+        method,
+        deadline=started + max_seconds,
+        tolerance=tolerance,
+        follow=init is not None,
     )
     stages: list[Stage] = []
     clock = LeadingOrderClock(objective.n_products)
-    log_scales = [clock.b]
     with tqdm(desc="stages", unit=" stages", total=max_stages, disable=not progress) as bar:
 
         def record(stage: Stage) -> None:
-            log_scales.append(clock.b)
             stages.append(stage if init is not None else stage.without_hessians())
             bar.update()
             bar.set_postfix(loss=f"{stage.transition.end.value:.3g}", refresh=False)
@@ -168,7 +170,7 @@ def predict_stages(
     }
     del transitions  # with the factorizations and the orbits that only they needed
     prediction = assemble(
-        origin, stages, log_scales, names, ending, stats, limits, finite, configuration, bound
+        origin, stages, names, ending, stats, limits, finite, configuration, bound
     )
     if take() and ending.status is not Status.INTERRUPTED:
         message = f"interrupted at its end: {ending.status}, {ending.message}"

@@ -7,6 +7,7 @@ how their log coordinates drift meanwhile, ∫ g_i(ψ) ds, is what the times at 
 """
 
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,12 +17,11 @@ from dynalyze.errors import FlowError, UndecidedTransitionError
 from dynalyze.flow.coordinates import BalancedCoordinates
 from dynalyze.flow.rest import Rejection, StationaryPoint, polish, rest, scaled_spectrum
 from dynalyze.flow.steppers.methods import stepper_factory
-from dynalyze.flow.steppers.protocol import Stepper, StepperFactory
-from dynalyze.models.counted import CountedObjective
+from dynalyze.flow.steppers.protocol import Segment, StepperFactory
+from dynalyze.models.counted import CountedObjective, counted
 from dynalyze.models.protocol import Objective
-from dynalyze.stages.orbit import ARRIVED, Orbit, OrbitPath
+from dynalyze.stages.orbit import ARRIVED, ONSET, Orbit, onset, sampled_orbit
 
-ONSET = 1e-6  # size of the activated product at the onset, relative to its natural scale
 _NEGLIGIBLE = 1e-4  # a shrinking product this small, against its largest value, may have left
 _SMALL = 0.1  # one this small may have left where Newton's step takes it to this part of itself
 _FIRST_TRY = 1e-3  # try Newton when the rate of loss has fallen by this factor from its peak,
@@ -29,9 +29,8 @@ _RETRY = 0.04  # and again when it has fallen by this one since the last try
 _NEARBY = 0.5 * ARRIVED  # change of log|θ| to go at which an orbit's linear end has begun
 _LATEST = 1e15  # flow time to give up at, in units of 1/|g| of the activated product
 _FARTHEST = 1e15  # products that are on their way to infinity, in units of their natural size
+_TOLERANCE = 1e-4  # error of log coordinates along an orbit
 _MOST_EVALUATIONS = 2_000  # of the field in one transition
-
-_ORBIT_TOLERANCE = 1e-4  # error of log coordinates along an orbit
 
 
 @dataclass(frozen=True)
@@ -51,15 +50,36 @@ class NoLimit:
     message: str
 
 
-def orbit_stepper(
-    objective: Objective,
+def orbit_steps(
+    objective: CountedObjective,
     chart: BalancedCoordinates,
-    z: FloatArray,
+    theta: FloatArray,
+    *,
     method: str | StepperFactory = "auto",
-) -> Stepper:
-    """Integrator of the orbits ψ of eq. (11), from log coordinates z."""
-    make = stepper_factory(method)
-    return make(objective, chart, z, t=0.0, t_bound=np.inf, tol=_ORBIT_TOLERANCE)
+    most_evaluations: float = np.inf,
+    latest: float = np.inf,
+    deadline: float = np.inf,
+) -> Iterator[tuple[Segment, FloatArray, FloatArray]]:
+    """Follow ψ of eq. (11) from θ; gives each step with z and g at its end, until a budget ends.
+
+    The arguments are those of `limit_point`; `latest` is a flow time.
+
+    Raises
+    ------
+    UndecidedTransitionError
+        After the deadline.
+    FlowError
+        If no step can be made.
+    """
+    begun, t = objective.nfev, 0.0
+    make, z = stepper_factory(method), chart.z_of_theta(theta)
+    flow = make(objective, chart, z, t=t, t_bound=np.inf, tol=_TOLERANCE)
+    while objective.nfev < begun + most_evaluations and t < latest:
+        if time.monotonic() > deadline:
+            raise UndecidedTransitionError("max_seconds passed")
+        segment = flow.step()
+        t = segment.t_end
+        yield segment, flow.z, flow.field
 
 
 def limit_point(
@@ -98,8 +118,8 @@ def limit_point(
         After the deadline, or after as many evaluations as one transition may take without
         coming to rest or showing why it never will.
     """
-    objective = CountedObjective(objective)
-    latest = _LATEST / abs(start.field[coordinate])
+    objective = counted(objective)
+    begun, latest = objective.nfev, _LATEST / abs(start.field[coordinate])
     theta = onset(start, coordinate, sign)
     if not 0 < abs(theta[coordinate]) < np.inf:
         return NoLimit(
@@ -108,18 +128,24 @@ def limit_point(
         )
     chart = BalancedCoordinates(np.sign(theta))
     support = np.flatnonzero(theta)
-    path = OrbitPath(chart)
+    path: list[tuple[Segment, FloatArray]] = []
     peak = np.abs(theta)
     farthest = _FARTHEST * max(np.abs(start.theta).max(), abs(theta[coordinate]) / ONSET)
     rate_peak, rate_tried = 0.0, np.inf
     why = Rejection("the rate of loss never fell, so Newton's method was not tried")
+    steps = orbit_steps(
+        objective,
+        chart,
+        theta,
+        method=method,
+        most_evaluations=_MOST_EVALUATIONS,
+        latest=latest,
+        deadline=deadline,
+    )
     try:
-        flow = orbit_stepper(objective, chart, chart.z_of_theta(theta), method)
-        while objective.nfev < _MOST_EVALUATIONS and flow.t < latest:
-            if time.monotonic() > deadline:
-                raise UndecidedTransitionError("max_seconds passed")
-            path.add(flow.step(), flow.z)
-            theta, field = chart.theta(flow.z), flow.field
+        for segment, z, field in steps:
+            path.append((segment, z))
+            theta = chart.theta(z)
             peak = np.maximum(peak, np.abs(theta))
             if peak.max() > farthest:
                 why = Rejection("it runs away, where the loss falls for ever", conclusive=True)
@@ -136,15 +162,17 @@ def limit_point(
             if isinstance(end, StationaryPoint):
                 left = tuple(int(i) for i in np.setdiff1d(support, end.support))
                 at_rest = fields_at_rest(end, left, zero)
-                return Transition(end, left, at_rest, path.orbit(end, coordinate))
+                orbit = sampled_orbit(path, chart, end, coordinate)
+                return Transition(end, left, at_rest, orbit)
             why = end
     except FlowError as error:
         why = why if why.conclusive else Rejection(str(error), conclusive=True)
+    t_end = path[-1][0].t_end if path else 0.0
     followed = (
-        f"the orbit was followed for {objective.nfev} evaluations, to flow time {path.t_end:.3g} "
-        f"after the activation and products up to {np.abs(theta).max():.3g}"
+        f"the orbit was followed for {objective.nfev - begun} evaluations, to flow time "
+        f"{t_end:.3g} after the activation and products up to {np.abs(theta).max():.3g}"
     )
-    if not why.conclusive and path.t_end < latest:
+    if not why.conclusive and t_end < latest:
         raise UndecidedTransitionError(f"{followed}, and still moves: {why.reason}")
     return NoLimit(f"{followed}, and found no limit: {why.reason}")
 
@@ -176,21 +204,28 @@ def follow_to(
     FlowError
         If the flow cannot be followed until its active products have come within 1% of `end`.
     """
-    objective = CountedObjective(objective)
+    objective = counted(objective)
+    begun, path = objective.nfev, list[tuple[Segment, FloatArray]]()
     theta = onset(start, coordinate, sign)
     chart = BalancedCoordinates(np.sign(theta))
-    flow = orbit_stepper(objective, chart, chart.z_of_theta(theta), method)
-    path, latest = OrbitPath(chart), _LATEST / abs(start.field[coordinate])
+    steps = orbit_steps(
+        objective,
+        chart,
+        theta,
+        method=method,
+        most_evaluations=max_evaluations,
+        latest=_LATEST / abs(start.field[coordinate]),
+        deadline=deadline,
+    )
     goal = chart.z_of_theta(end.theta)[end.support]
-    while objective.nfev < max_evaluations and flow.t < latest:
-        if time.monotonic() > deadline:
-            raise UndecidedTransitionError("max_seconds passed")
-        path.add(flow.step(), flow.z)
+    for segment, z, _ in steps:
+        path.append((segment, z))
         # An orbit may pass a saddle nearby before it ends, but not its own end.
-        if 2 * np.abs(flow.z[end.support] - goal).max(initial=0.0) <= _NEARBY:
-            return path.orbit(end, coordinate)
+        if 2 * np.abs(z[end.support] - goal).max(initial=0.0) <= _NEARBY:
+            return sampled_orbit(path, chart, end, coordinate)
     raise FlowError(
-        f"the orbit was followed for {objective.nfev} evaluations, to flow time {flow.t:.3g} after "
+        f"the orbit was followed for {objective.nfev - begun} evaluations, to flow time "
+        f"{path[-1][0].t_end if path else 0.0:.3g} after "
         "the activation, and has not come to rest: its slowest product takes longer than that"
     )
 
@@ -200,36 +235,6 @@ def fields_at_rest(
 ) -> tuple[int, ...]:
     """Products that left while their field went to 0 as well."""
     return tuple(i for i in left if abs(end.field[i]) <= zero[i])
-
-
-def onset(start: StationaryPoint, coordinate: int, sign: int) -> FloatArray:
-    """Point on the unstable manifold of θ^k at which the activated product is just visible.
-
-    The product has the size `ONSET` times the smaller of two scales: that at which it would
-    balance its own field, |g_j|/|H_jj|, and that at which it would move some active product
-    by its own size. To first order the active products then stand at θ^k + v ε with
-    v = −(H_SS + |g_j| diag(1/|θ_S|))⁻¹ H_Sj, the direction in which both grow like e^{2|g_j| t}.
-
-    Returns
-    -------
-    ndarray, shape (p,)
-    """
-    active, growth = start.support, abs(start.field[coordinate])
-    column = start.column(coordinate)
-    scales = [growth / abs(column[coordinate])] if column[coordinate] != 0 else [1.0]
-    direction = np.zeros(active.size)
-    if active.size:
-        size = np.abs(start.theta[active])
-        root = np.sqrt(size)
-        scaled = root[:, None] * start.hessian[active] * root + growth * np.eye(active.size)
-        direction = -root * np.linalg.solve(scaled, root * column[active])
-        with np.errstate(divide="ignore"):
-            scales.append(float((size / np.abs(direction)).min()))
-    epsilon = ONSET * min(scales)
-    theta = start.theta.copy()
-    theta[active] += sign * epsilon * direction
-    theta[coordinate] = sign * epsilon
-    return theta
 
 
 def _shrinking(

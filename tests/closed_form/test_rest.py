@@ -74,3 +74,35 @@ def test_the_column_at_the_origin_that_sets_what_counts_as_zero_starts_the_first
     assert prediction.stats.nhcol == len(recorded.asked) - 1  # one checks the objective's shapes
     at_origin = [i for theta, i in recorded.asked[1:] if not np.frombuffer(theta).any()]
     assert at_origin == [1]
+
+
+def test_a_stage_carries_the_log_scales_of_the_plateau_that_it_leads_to():
+    stages = []
+    prediction = predict_stages(Quadratic([1.0, -2.0, 0.5]), callback=stages.append)
+    assert len(stages) == prediction.n_stages == 3
+    for k, stage in enumerate(stages):
+        np.testing.assert_array_equal(stage.b, prediction.b[k + 1])
+    np.testing.assert_allclose(stages[0].b, [0.5, 2.0, 0.75])
+
+
+@pytest.mark.parametrize("log10_alpha", [None, -100])
+def test_work_is_counted_once(log10_alpha):
+    calls = []
+
+    class Counting(OnlyObjective):
+        def __init__(self, objective):
+            super().__init__(objective)
+            for name in ("value", "field", "value_and_field"):
+                setattr(self, name, self.counting(getattr(objective, name)))
+
+        def counting(self, call):
+            def counted(theta):
+                calls.append(theta)
+                return call(theta)
+
+            return counted
+
+    init = log10_alpha and Initialization.gaussian(3, log10_alpha=log10_alpha, rng=0)
+    objective = Counting(Quadratic([1.0, -2.0, 0.5], [[2, 0.7, 0.1], [0.7, 1.5, 0], [0.1, 0, 1]]))
+    prediction = predict_stages(objective, init=init)
+    assert prediction.stats.nfev == len(calls) - 2  # two check the objective's shapes
