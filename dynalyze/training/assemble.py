@@ -1,40 +1,35 @@
 """From the arguments of `train` to a loop, and from the loop to the runs."""
 
 import operator
-import platform
 import secrets
 from collections.abc import Sequence
-from dataclasses import replace
-from pathlib import Path
+from itertools import zip_longest
 from typing import Any
 
 import numpy as np
 
 from dynalyze._core.arrays import Data, IntArray
-from dynalyze._core.collectives import every_rank, of_first_rank, share, world
-from dynalyze._core.interrupts import held, interruptible, take
+from dynalyze._core.collectives import every_rank, of_first_rank, share
+from dynalyze._core.interrupts import held, interruptible
 from dynalyze._core.pytorch import torch
 from dynalyze._core.warn import warn
-from dynalyze._version import __version__
 from dynalyze.errors import DynalyzeWarning, InvalidInputError, LearningRateWarning
 from dynalyze.flow.initialization import Initialization
 from dynalyze.models.data import as_generator
 from dynalyze.models.losses import loss_name
-from dynalyze.models.torch.calculus import differentiable_attention
 from dynalyze.models.torch.data import fingerprint, fingerprint_besides
 from dynalyze.models.torch.device import converted, type_named
 from dynalyze.models.torch.loss import SampleLoss
 from dynalyze.models.torch.network import loss_in
 from dynalyze.training.batches import Samples
 from dynalyze.training.checkpoints import Checkpoint
-from dynalyze.training.claim import claimed
 from dynalyze.training.engine import Engine, chunk_near_caches
 from dynalyze.training.graded import Grading
 from dynalyze.training.identity import describe, describe_module
-from dynalyze.training.loop import Loop
+from dynalyze.training.loop import run_loop, told_of_late_interrupts
 from dynalyze.training.options import Keywords, Options
 from dynalyze.training.precision import Comparison, check_precision
-from dynalyze.training.progress import progress_bar
+from dynalyze.training.product_loop import ProductLoop
 from dynalyze.training.recording import Recording
 from dynalyze.training.trainable import Trainable, Weights, as_trainable, checked_samples
 from dynalyze.training.training_run import TrainingRun
@@ -78,51 +73,30 @@ def run_all(
         if dtype != torch.float64:
             first = {name: w[0] if stacked else w for name, w in weights.items()}
             check_precision(trainable, first, problem[0])
-    with claimed(options.checkpoint) as found:
-        seeds = _seeds(rngs, found)
-        with every_rank() as stated:
-            loop = _loop(
-                options, trainable, exact, problem, weights, starts, seeds, stacked=stacked
-            )
-            stated.update(
-                loop.identity,
-                n_steps=options.n_steps,
-                checkpoint_every=options.checkpoint_every,
-            )
-            if found is not None:
-                loop.restore(found)
-        with (
-            progress_bar(options.n_steps, show=options.progress) as advance,
-            differentiable_attention(),
-        ):
-            loop.run(
-                folder=None if options.checkpoint is None else Path(options.checkpoint),
-                checkpoint_every=options.checkpoint_every,
-                max_seconds=options.max_seconds,
-                callback=options.callback,
-                advance=advance,
-            )
+    drawn = of_first_rank([secrets.randbits(128) for _ in rngs])
+
+    def build(found: Checkpoint | None) -> ProductLoop:
+        kept = [] if found is None else found.state.get("changing", {}).get("seeds", [])
+        seeds = [
+            (old if old is not None else new) if rng is None else rng
+            for rng, old, new in zip_longest(rngs, kept[: len(rngs)], drawn)
+        ]
+        return _loop(options, trainable, exact, problem, weights, starts, seeds, stacked=stacked)
+
+    loop = run_loop(build, options)
     configuration = {
-        **loop.identity,
+        **loop.configuration,
         "loss": loss_name(options.loss),
         "n_steps": options.n_steps,
         "seeds": loop.seeds if options.batch_size is not None else [],
-        "device": str(trainable.model.device),
-        "ranks": world()[1],
-        "dynalyze": __version__,
-        "torch": torch.__version__,
-        "python": platform.python_version(),
     }
     if list(loop.diverged_at.values()) == [0] * len(starts):
         raise InvalidInputError(
             "the loss is not finite at the initial weights of run 0: check data and init"
         )
-    results = [
+    return told_of_late_interrupts(
         _result(loop, run, start, options, configuration) for run, start in enumerate(starts)
-    ]
-    if take():
-        results = [_interrupted_at_its_end(result) for result in results]
-    return tuple(results)
+    )
 
 
 def _loop(
@@ -135,7 +109,7 @@ def _loop(
     seeds: Seeds,
     *,
     stacked: bool,
-) -> Loop:
+) -> ProductLoop:
     """The loop at its first step."""
     inputs, targets, loss = problem
     place, dtype = trainable.model.device, trainable.dtype
@@ -172,7 +146,7 @@ def _loop(
         "initial weights": fingerprint(weights.values()),
         "random order": describe(generators),
     }
-    return Loop(
+    return ProductLoop(
         engine=Engine(
             trainable,
             loss if exact is trainable else loss_in(loss, dtype, place),
@@ -202,16 +176,8 @@ def _loop(
     )
 
 
-def _seeds(rngs: Seeds, found: Checkpoint | None) -> Seeds:
-    """What the caller gave, or the seeds of the checkpoint, or those that rank 0 draws now."""
-    kept = found.state.get("seeds", []) if found is not None else []
-    drawn = of_first_rank([secrets.randbits(128) for _ in rngs])
-    drawn[: len(kept)] = [d if k is None else int(k) for d, k in zip(drawn, kept, strict=False)]
-    return [seed if rng is None else rng for rng, seed in zip(rngs, drawn, strict=False)]
-
-
 def _result(
-    loop: Loop,
+    loop: ProductLoop,
     run: int,
     init: Initialization,
     options: Options,
@@ -220,14 +186,7 @@ def _result(
     records, lr, trainable = loop.records[run], options.lr, loop.engine.trainable
     rises = int(loop.rises[run])
     status: str = loop.status
-    message = {
-        "finished": f"all {loop.n_steps} steps made",
-        "max_seconds": f"{loop.step} of {loop.n_steps} steps made: raise max_seconds, or go on "
-        "from the checkpoint",
-        "callback": f"the callback ended the run after {loop.step} steps",
-        "interrupted": f"interrupted after {loop.step} steps: call again with the same "
-        "checkpoint folder to go on",
-    }.get(status, "")
+    message = loop.message
     if loop.diverged_at.get(run) == 0:
         status = "diverged"
         message = f"the loss is not finite at the initial weights of run {run}: check init"
@@ -271,12 +230,6 @@ def _result(
         message=message,
         configuration=configuration,
     )
-
-
-def _interrupted_at_its_end(run: TrainingRun) -> TrainingRun:
-    if run.status != "finished":
-        return run
-    return replace(run, status="interrupted", message=f"interrupted at its end: {run.message}")
 
 
 def _starting_weights(

@@ -75,15 +75,15 @@ class Samples:
         return self._inputs[indices], self._targets[indices], size
 
     def state(self) -> dict[str, Any]:
-        """State of the random order for a checkpoint's JSON."""
+        """State of the random order, for a checkpoint."""
         return {
             "position": self._position,
-            "orders": self._orders.tolist(),
+            "orders": torch.from_numpy(self._orders),
             "generators": [random_state(generator) for generator in self._generators],
         }
 
     def restore(self, state: dict[str, Any]) -> None:
         """Go on from `state`."""
         self._position, self._on_device = int(state["position"]), None
-        self._orders = np.array(state["orders"], dtype=np.int64)
+        self._orders = state["orders"].numpy()
         self._generators = [restore_random_state(one) for one in state["generators"]]

@@ -25,7 +25,7 @@ from dynalyze._core.pytorch import torch
 from dynalyze._version import __version__
 from dynalyze.errors import InvalidInputError, MissingDependencyError, SavedFileError
 
-FORMAT = 2
+FORMAT = 3
 _STAMP = "dynalyze checkpoint"
 TENSORS, _STATE = "tensors.safetensors", "state.json"
 _FINAL = re.compile(r"step-(\d{9,})")
@@ -87,7 +87,7 @@ def save_checkpoint(
             "another folder"
         )
     with written_aside(parent, final.name) as temporary:
-        write_tensors(temporary / TENSORS, tensors)
+        _write_tensors(temporary / TENSORS, tensors)
         header: dict[str, Any] = {
             "kind": _STAMP,
             "format": FORMAT,
@@ -186,7 +186,7 @@ def remove_leftovers(folder: Path) -> None:
             shutil.rmtree(place)
 
 
-def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
+def _write_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
     """Write tensors to a safetensors file, in this order.
 
     Storage that tensors share is refused by the format: each is written on its own.
@@ -194,6 +194,13 @@ def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
     safetensors_for_torch().save_file(
         {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}, path
     )
+
+
+def write_weights(path: Path, weights: Mapping[str, torch.Tensor]) -> None:
+    """Write weights to a safetensors file, completely or not at all."""
+    with written_aside(path.parent, path.stem) as temporary:
+        _write_tensors(temporary / TENSORS, weights)
+        (temporary / TENSORS).replace(path)
 
 
 def random_state(generator: np.random.Generator) -> dict[str, Any]:

@@ -1,221 +1,146 @@
-"""The training loop: steps, records, guard, checkpoints. `train` is its public face."""
+"""The loop that every training runs: steps, checkpoints, and what may end it."""
 
+import math
+import os
+import platform
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
-from dynalyze._core.collectives import all_reduce, world
+from dynalyze._core.collectives import all_reduce, every_rank, world
 from dynalyze._core.interrupts import interruptible, take
 from dynalyze._core.pytorch import torch
+from dynalyze._version import __version__
 from dynalyze.errors import InvalidInputError
-from dynalyze.training.batches import Samples
+from dynalyze.models.data import as_positive_int
 from dynalyze.training.checkpoints import Checkpoint, save_checkpoint
-from dynalyze.training.engine import Engine
-from dynalyze.training.graded import Grading
+from dynalyze.training.claim import claimed
 from dynalyze.training.identity import check_same_run
-from dynalyze.training.precision import Comparison
-from dynalyze.training.recording import Records
-from dynalyze.training.trainable import Weights
+from dynalyze.training.progress import progress_bar
 
 Status = Literal["finished", "diverged", "max_seconds", "callback", "interrupted"]
-Callback = Callable[[int, torch.Tensor], bool | None]
-"""Called as ``callback(step, losses)`` at every check; the run stops where it returns True."""
+_MESSAGES: dict[Status, str] = {
+    "finished": "all {total} steps made",
+    "diverged": "the weights grow beyond bounds or are NaN after step {step}: lower lr, or "
+    "lengthen the warm-up",
+    "max_seconds": "{step} of {total} steps made: raise max_seconds, or go on from the checkpoint",
+    "callback": "the callback ended the run after {step} steps",
+    "interrupted": "interrupted after {step} steps: call again with the same checkpoint folder to "
+    "go on",
+}
 
-# At a stable learning rate no column grows by much in so many steps.
-_STEPS_PER_GRADING = 10
 
+@dataclass(frozen=True, kw_only=True)
+class Extent:
+    """How far a loop goes in one call, and what it leaves and tells on its way, checked."""
 
-@dataclass
-class Loop:
-    """State of a training of one run or of many; everything in it goes into a checkpoint."""
-
-    engine: Engine
-    samples: Samples
-    weights: Weights  # leaves that require gradients, updated in place by the optimizer
-    optimizer: torch.optim.Optimizer
-    n_steps: int
-    change: float  # of a recorded quantity since the last record, that calls for another
-    every: int
-    check_every: int
-    bound: Callable[[torch.Tensor], torch.Tensor]  # from initial losses to those of divergence
-    identity: Mapping[str, Any]  # what a run that goes on must have in common with its checkpoint
-    seeds: list[int | None]  # of the random order, one per run, where the library drew it
-    grading: Grading | None = None  # of full weights at the smallest scales
-    comparison: Comparison | None = None  # of gradients in lower precision
-    step: int = 0
-    status: Status = "finished"
-    records: list[Records] = field(default_factory=list)  # one per run
-    diverged_at: dict[int, int] = field(default_factory=dict)  # run to step
+    checkpoint: str | os.PathLike[str] | None = None
+    checkpoint_every: int = 1000
+    keep_checkpoints: int = 2
+    max_seconds: float | None = None
+    callback: Callable[[int, Any], bool | None] | None = None
+    progress: bool = False
 
     def __post_init__(self) -> None:
-        observed = self._observe()
-        n_runs = len(observed)
-        self.records = [Records() for _ in range(n_runs)]
-        self._last = observed.clone()  # (n_runs, n_recorded), at the last record of each run
-        infinite = torch.full((n_runs,), torch.inf, dtype=torch.float64, device=self._device)
-        self._initial, self._previous = infinite, infinite
-        self.rises = torch.zeros(n_runs, dtype=torch.int64, device=self._device)
-        # A rise within rounding is none, also where the loss has come down to it.
-        precision = next(iter(self.weights.values())).dtype
-        self._rounding = 4500 * torch.finfo(precision).eps
+        self._check("checkpoint", str | os.PathLike, "the path of a folder")
+        self._check("callback", Callable, "a function of the step and the losses")
+        for name in ("checkpoint_every", "keep_checkpoints"):
+            object.__setattr__(self, name, as_positive_int(getattr(self, name), name))
+
+    def _check(self, name: str, kinds: Any, wanted: str) -> None:
+        value = getattr(self, name)
+        if value is not None and (not isinstance(value, kinds) or value == ""):
+            raise InvalidInputError(f"{name}={value!r} must be {wanted}")
 
     @property
-    def _device(self) -> torch.device:
-        return next(iter(self.weights.values())).device
+    def folder(self) -> Path | None:
+        """Folder of checkpoints."""
+        return None if self.checkpoint is None else Path(self.checkpoint)
 
-    def run(
-        self,
-        *,
-        folder: Path | None,
-        checkpoint_every: int,
-        max_seconds: float | None,
-        callback: Callback | None,
-        advance: Callable[[int], object],
-    ) -> None:
-        """Train to the end."""
-        advance(self.step)
+
+class Loop(ABC):
+    """State of a training; everything in it that changes goes into a checkpoint."""
+
+    device: torch.device
+    optimizer: torch.optim.Optimizer
+    identity: Mapping[str, Any]  # what a run that goes on must have in common with its checkpoint
+    n_steps: int
+    check_every: int  # steps between two looks at the clock, at Ctrl-C and at the callback
+    step: int = 0
+    status: Status = "finished"
+    _saved: int | None = None  # step of the latest checkpoint
+
+    @abstractmethod
+    def make_step(self) -> torch.Tensor:
+        """Make one step, and return what the callback is told: the losses before it."""
+
+    @abstractmethod
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint holds: tensors, and what JSON can; called on every rank."""
+
+    @abstractmethod
+    def restore(self, state: dict[str, Any]) -> None:
+        """Take over what `state` gave, its tensors on the CPU and its tuples as lists."""
+
+    @abstractmethod
+    def surroundings(self) -> AbstractContextManager[Any]:
+        """Settings of PyTorch in which steps are made."""
+
+    @abstractmethod
+    def finish(self) -> None:
+        """Make the closing record, which a run that goes on does not make here."""
+
+    def begin(self, folder: Path | None) -> None:  # noqa: B027  (not every loop has to)
+        """Do what needs every rank, once each of them has built and restored its loop."""
+
+    @property
+    def ended(self) -> bool:
+        """Whether no further step is to be made."""
+        return self.step >= self.n_steps or self.status != "finished"
+
+    @property
+    def message(self) -> str:
+        """Why the loop ended, and what to do about it."""
+        return _MESSAGES[self.status].format(step=self.step, total=self.n_steps)
+
+    @property
+    def configuration(self) -> dict[str, Any]:
+        """What was trained, with what, and where."""
+        return {
+            **self.identity,
+            "device": str(self.device),
+            "ranks": world()[1],
+            "dynalyze": __version__,
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+        }
+
+    def run(self, extent: Extent) -> None:
+        """Train to the end, or until something stops it."""
+        limit = math.inf if extent.max_seconds is None else extent.max_seconds
         started = time.monotonic()
-        with interruptible():
-            while self.step < self.n_steps and len(self.diverged_at) < len(self.records):
-                losses = self._one_step()
-                advance(1)
-                if folder is not None and self.step % checkpoint_every == 0:
-                    self._save(folder)
-                if self.step % self.check_every == 0:
-                    interrupted = take()
-                    late = max_seconds is not None and time.monotonic() - started > max_seconds
-                    told = callback is not None and bool(callback(self.step, losses))
-                    stop = self._on_any_rank([interrupted, late, told])
-                    reasons: tuple[Status, ...] = ("interrupted", "max_seconds", "callback")
-                    if any(stop):
-                        self.status = reasons[stop.index(True)]
-                        break
-        if folder is not None:
-            # Before the closing record, which a run that goes on does not make here.
-            self._save(folder)
-        self._record_end()
+        with (
+            self.surroundings(),
+            interruptible(),
+            progress_bar(self.n_steps, show=extent.progress, initial=self.step) as count,
+        ):
+            while not self.ended:
+                losses = self.make_step()
+                count(1)
+                if self.step % extent.checkpoint_every == 0:
+                    self._save(extent)
+                if self.step % self.check_every == 0 and self.status == "finished":
+                    interrupted, late = take(), time.monotonic() - started > limit
+                    told = extent.callback is not None and extent.callback(self.step, losses)
+                    self._stop_if(interrupted, late, bool(told))
+            self._save(extent)
+            self.finish()
 
-    def final_weights(self) -> Weights:
-        """The weights in their own columns."""
-        return self.weights if self.grading is None else self.grading.undo(self.weights)
-
-    def _one_step(self) -> torch.Tensor:
-        """Record what the schedule asks for, then make one optimizer step."""
-        if self.grading is not None and self.step % _STEPS_PER_GRADING == 0:
-            self.grading.grade(self.weights)
-        if self.comparison is not None:
-            self.comparison.look(self.step, self.weights, self.engine, self.samples)
-        inputs, targets, size = self.samples.next_batch(self.engine.stacked)
-        shared = self.samples.full_batch or not self.engine.stacked
-        losses = self.engine.losses_and_gradients(
-            self.weights, inputs, targets, size, shared=shared
-        )
-        losses = losses.reshape(len(self.records))
-        if self.step == 0:
-            self._initial = losses if self.samples.full_batch else self._whole_losses()
-        if self.samples.full_batch:
-            self.rises += losses > self._previous + self._rounding * self._initial.abs()
-            self._previous = losses
-        if self.step % self.check_every == 0:
-            self._watch(losses)
-        self.optimizer.step()
-        self.step += 1
-        return losses
-
-    def _watch(self, losses: torch.Tensor) -> None:
-        """Make the records that are due, and note the runs that diverge."""
-        observed = self._observe()
-        moved = (observed - self._last).abs().amax(1)
-        # One look at the device for both.
-        due, suspect = torch.stack([moved >= self.change, self._beyond(losses)]).tolist()
-        whole = losses if self.samples.full_batch else None
-        running = [run for run in range(len(self.records)) if run not in self.diverged_at]
-        if any(suspect[run] for run in running):
-            # A batch may be all outliers: what counts is the loss on all samples.
-            whole = self._whole_losses() if whole is None else whole
-            self._note_divergence(whole)
-        wanted = [
-            run
-            for run in running
-            if not self.records[run].steps
-            or (
-                run not in self.diverged_at
-                and (due[run] or self.step - self.records[run].steps[-1] >= self.every)
-            )
-        ]
-        if wanted:
-            self._record(wanted, observed, self._whole_losses() if whole is None else whole)
-
-    def _record(self, runs: list[int], observed: torch.Tensor, losses: torch.Tensor) -> None:
-        rows, values = observed.detach().cpu(), losses.tolist()
-        for run in runs:
-            self.records[run].add(self.step, rows[run], values[run])
-            self._last[run] = observed[run]
-
-    def _record_end(self) -> None:
-        losses = self._whole_losses()
-        if self.step > 0:
-            self._note_divergence(losses)
-        sound = [run for run in range(len(self.records)) if run not in self.diverged_at]
-        self._record(sound, self._observe(), losses)
-
-    def _beyond(self, losses: torch.Tensor) -> torch.Tensor:
-        return ~(losses <= self.bound(self._initial)) | ~losses.isfinite()
-
-    def _note_divergence(self, whole: torch.Tensor) -> None:
-        for run, is_bad in enumerate(self._beyond(whole).tolist()):
-            if is_bad:
-                self.diverged_at.setdefault(run, self.step)
-
-    def _whole_losses(self) -> torch.Tensor:
-        losses = self.engine.losses(self.weights, *self.samples.whole(), self.samples.n_samples)
-        return losses.reshape(len(self.records))
-
-    def _observe(self) -> torch.Tensor:
-        with torch.no_grad():
-            observed = self.engine.trainable.observe(self.weights)
-        return observed if self.engine.stacked else observed[None]
-
-    def _on_any_rank(self, flags: list[bool]) -> list[bool]:
-        # Ranks must stop at the same step, or the others wait for them for ever.
-        if world()[1] == 1:
-            return flags
-        counts = torch.tensor(flags, dtype=torch.float64, device=self._device)
-        return [count > 0 for count in all_reduce(counts).tolist()]
-
-    def _save(self, folder: Path) -> None:
-        if world()[0] != 0:
-            return
-        tensors = {f"weights.{name}": value for name, value in self.weights.items()}
-        if self.grading is not None:
-            tensors |= {f"rotation.{name}": q for name, q in self.grading.rotations.items()}
-        for index, slot in self.optimizer.state_dict()["state"].items():
-            tensors |= {
-                f"optimizer.{index}.{key}": value
-                for key, value in slot.items()
-                if value is not None
-            }
-        for run, records in enumerate(self.records):
-            tensors |= records.tensors(f"records.{run}")
-        tensors |= {
-            "last": self._last,
-            "initial": self._initial,
-            "previous": self._previous,
-            "rises": self.rises,
-        }
-        state = {
-            "identity": dict(self.identity),
-            "seeds": self.seeds,
-            "diverged_at": list(self.diverged_at.items()),
-            "order": self.samples.state(),
-            "chunk": self.engine.chunk,
-            "comparison": None if self.comparison is None else self.comparison.looks,
-        }
-        save_checkpoint(folder, self.step, tensors, state)
-
-    def restore(self, checkpoint: Checkpoint) -> None:
+    def go_on(self, checkpoint: Checkpoint) -> None:
         """Go on from a checkpoint of the same run."""
         check_same_run(checkpoint, self.identity)
         if checkpoint.step > self.n_steps:
@@ -223,30 +148,85 @@ class Loop:
                 f"the checkpoint {checkpoint.path} has made {checkpoint.step} steps, and only "
                 f"{self.n_steps} are asked for: give at least as many, or another folder"
             )
-        tensors = {name: value.to(self._device) for name, value in checkpoint.tensors.items()}
-        with torch.no_grad():
-            for name, weight in self.weights.items():
-                weight.copy_(tensors[f"weights.{name}"])
-        if self.grading is not None:
-            rotations = self.grading.rotations
-            rotations |= {name: tensors[f"rotation.{name}"] for name in rotations}
-        slots: dict[int, dict[str, torch.Tensor]] = {}
-        for name, value in checkpoint.tensors.items():
-            if name.startswith("optimizer."):
-                _, index, key = name.split(".", 2)
-                slots.setdefault(int(index), {})[key] = value
+        state = _with_tensors(checkpoint.state["changing"], checkpoint.tensors)
+        slots = {int(index): slot for index, slot in state["optimizer"].items()}
         groups = self.optimizer.state_dict()["param_groups"]
         self.optimizer.load_state_dict({"state": slots, "param_groups": groups})
-        self.records = [
-            Records.from_tensors(f"records.{run}", checkpoint.tensors)
-            for run in range(len(self.records))
-        ]
-        self._last, self._initial = tensors["last"], tensors["initial"]
-        self._previous, self.rises = tensors["previous"], tensors["rises"]
-        state = checkpoint.state
-        self.diverged_at = {int(run): int(step) for run, step in state["diverged_at"]}
-        self.samples.restore(state["order"])
-        self.engine.chunk = state["chunk"]
-        if self.comparison is not None:
-            self.comparison.looks = state["comparison"]
-        self.step = checkpoint.step
+        self.step = self._saved = checkpoint.step
+        self.restore(state)
+
+    def _stop_if(self, *reasons: bool) -> None:
+        # Ranks must stop at the same step, or the others wait for them for ever.
+        flags = torch.tensor(reasons, dtype=torch.float32, device=self.device)
+        names: tuple[Status, ...] = ("interrupted", "max_seconds", "callback")
+        for name, flag in zip(names, all_reduce(flags).tolist(), strict=True):
+            if flag > 0 and self.status == "finished":
+                self.status = name
+
+    def _save(self, extent: Extent) -> None:
+        if extent.folder is None or self.status == "diverged" or self._saved == self.step:
+            return
+        self._saved = self.step
+        state = {**self.state(), "optimizer": self.optimizer.state_dict()["state"]}
+        if world()[0] == 0:
+            tensors: dict[str, torch.Tensor] = {}
+            text = {"identity": self.identity, "changing": _without_tensors(state, tensors)}
+            save_checkpoint(extent.folder, self.step, tensors, text, keep=extent.keep_checkpoints)
+
+
+_AnyLoop = TypeVar("_AnyLoop", bound=Loop)
+
+
+def run_loop(build: Callable[[Checkpoint | None], _AnyLoop], extent: Extent) -> _AnyLoop:
+    """Build a loop, let it go on from the latest checkpoint if there is one, and run it.
+
+    `build` is given that checkpoint. The folder of checkpoints is held for this run alone, and
+    what makes the run the same run is compared between the ranks.
+    """
+    with claimed(extent.folder) as found:
+        with every_rank() as stated:
+            loop = build(found)
+            stated.update(loop.identity, n_steps=loop.n_steps)
+            stated["checkpoint_every"] = extent.checkpoint_every
+            if found is not None:
+                loop.go_on(found)
+        loop.begin(extent.folder)
+        loop.run(extent)
+    return loop
+
+
+def told_of_late_interrupts(results: Iterable[Any]) -> tuple[Any, ...]:
+    """The results, marked if Ctrl-C came after the last step; to be called last of all."""
+    every = tuple(results)
+    if not take():
+        return every
+    return tuple(
+        replace(r, status="interrupted", message=f"interrupted at its end: {r.message}")
+        if r.status == "finished"
+        else r
+        for r in every
+    )
+
+
+def _without_tensors(tree: Any, tensors: dict[str, torch.Tensor], name: str = "") -> Any:
+    """`tree` with the name of each tensor in its place; the tensors go into `tensors`."""
+    if isinstance(tree, torch.Tensor):
+        tensors[name] = tree
+        return {"tensor": name}
+    if isinstance(tree, list | tuple):
+        return [_without_tensors(part, tensors, f"{name}.{i}") for i, part in enumerate(tree)]
+    if isinstance(tree, Mapping):
+        before = f"{name}." if name else ""
+        return {str(k): _without_tensors(t, tensors, f"{before}{k}") for k, t in tree.items()}
+    return tree
+
+
+def _with_tensors(tree: Any, tensors: Mapping[str, torch.Tensor]) -> Any:
+    """Inverse of `_without_tensors`."""
+    if isinstance(tree, list):
+        return [_with_tensors(part, tensors) for part in tree]
+    if isinstance(tree, dict):
+        if list(tree) == ["tensor"]:
+            return tensors[tree["tensor"]]
+        return {key: _with_tensors(part, tensors) for key, part in tree.items()}
+    return tree

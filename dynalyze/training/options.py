@@ -13,9 +13,12 @@ from dynalyze.errors import InvalidInputError
 from dynalyze.models.data import as_positive_int
 from dynalyze.models.torch.device import type_named
 from dynalyze.models.torch.loss import SampleLoss
-from dynalyze.training.loop import Callback
+from dynalyze.training.loop import Extent
 from dynalyze.training.recording import Recording
 from dynalyze.training.trainable import Weights, flow_steps, flow_time_per_step
+
+Callback = Callable[[int, torch.Tensor], bool | None]
+"""Called as ``callback(step, losses)`` at every check; the run stops where it returns True."""
 
 OPTIMIZERS = ("gd", "sgd", "adam")
 _DIVERGED = 100.0
@@ -23,8 +26,6 @@ _KINDS: tuple[tuple[str, Any, str], ...] = (
     ("lr", Real | np.ndarray | torch.Tensor, "a positive number"),
     ("optimizer_options", Mapping, "a mapping, such as {'momentum': 0.9}"),
     ("recording", Recording, "a Recording, such as Recording(every=10)"),
-    ("checkpoint", str | os.PathLike, "the path of a folder"),
-    ("callback", Callable, "a function of the step and the losses"),
 )
 
 
@@ -49,7 +50,7 @@ class Keywords(TypedDict, total=False):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options:
+class Options(Extent):
     """`Keywords` with their defaults, checked."""
 
     lr: float
@@ -62,22 +63,13 @@ class Options:
     recording: Recording | None = None
     precision: str = "float64"
     device: str | torch.device | None = None
-    checkpoint: str | os.PathLike[str] | None = None
-    checkpoint_every: int = 1000
-    max_seconds: float | None = None
-    callback: Callback | None = None
-    progress: bool = False
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name, kinds, wanted in _KINDS:
-            value = getattr(self, name)
-            if value is not None and (not isinstance(value, kinds) or value == ""):
-                raise InvalidInputError(f"{name}={value!r} must be {wanted}")
+            self._check(name, kinds, wanted)
         # NumPy's scalars are welcome; torch and JSON get Python's.
-        plain: dict[str, Any] = {
-            "optimizer_options": _plain(self.optimizer_options or {}),
-            "checkpoint_every": as_positive_int(self.checkpoint_every, "checkpoint_every"),
-        }
+        plain: dict[str, Any] = {"optimizer_options": _plain(self.optimizer_options or {})}
         if self.batch_size is not None:
             plain["batch_size"] = as_positive_int(self.batch_size, "batch_size")
         for name, value in plain.items():

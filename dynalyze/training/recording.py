@@ -60,19 +60,16 @@ class Records:
         self.observed.append(observed.clone())
         self.losses.append(loss)
 
-    def tensors(self, prefix: str) -> dict[str, torch.Tensor]:
+    def state(self) -> dict[str, torch.Tensor]:
         """The records as tensors, for a checkpoint."""
         return {
-            f"{prefix}.steps": torch.tensor(self.steps, dtype=torch.int64),
-            f"{prefix}.observed": torch.stack(self.observed),
-            f"{prefix}.losses": torch.tensor(self.losses, dtype=torch.float64),
+            "steps": torch.tensor(self.steps, dtype=torch.int64),
+            "observed": torch.stack(self.observed),
+            "losses": torch.tensor(self.losses, dtype=torch.float64),
         }
 
     @classmethod
-    def from_tensors(cls, prefix: str, tensors: dict[str, torch.Tensor]) -> "Records":
-        """Inverse of `tensors`."""
-        return cls(
-            tensors[f"{prefix}.steps"].tolist(),
-            list(tensors[f"{prefix}.observed"]),
-            tensors[f"{prefix}.losses"].tolist(),
-        )
+    def from_state(cls, state: dict[str, torch.Tensor]) -> "Records":
+        """Inverse of `state`."""
+        losses = state["losses"].tolist()
+        return cls(state["steps"].tolist(), list(state["observed"]), losses)

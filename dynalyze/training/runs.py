@@ -13,8 +13,7 @@ from dynalyze.errors import InvalidInputError
 from dynalyze.flow.initialization import Initialization
 from dynalyze.models.torch.loss import SampleLoss
 from dynalyze.training.assemble import run_all
-from dynalyze.training.loop import Callback
-from dynalyze.training.options import Keywords
+from dynalyze.training.options import Callback, Keywords
 from dynalyze.training.recording import Recording
 from dynalyze.training.training_run import TrainingRun
 

@@ -67,7 +67,7 @@ def test_a_foreign_folder_with_files_of_our_names_is_never_removed(tmp_path):
     for step in (1, 2):
         place = tmp_path / f"step-{step:09d}"
         place.mkdir()
-        (place / "state.json").write_text('{"format": 2, "digest": "0"}')
+        (place / "state.json").write_text('{"format": 3, "digest": "0"}')
     for step in (10, 20, 30):
         save_checkpoint(tmp_path, step, TENSORS, {})
     assert sorted(int(place.name[5:]) for place in tmp_path.iterdir()) == [1, 2, 20, 30]

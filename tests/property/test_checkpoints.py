@@ -17,8 +17,8 @@ from dynalyze.training.checkpoints import (
     random_state,
     restore_random_state,
     save_checkpoint,
+    write_weights,
 )
-from dynalyze.training.vit.saving import write_weights
 
 TENSORS = {
     "weights": torch.tensor([[1.5, float("nan")], [-0.0, 1e-320]], dtype=torch.float64),
@@ -126,4 +126,4 @@ def test_wrong_arguments(tmp_path, monkeypatch):
     with pytest.raises(MissingDependencyError, match=r'pip install "dynalyze\[torch\]"'):
         save_checkpoint(tmp_path, 1, TENSORS, {})
     with pytest.raises(MissingDependencyError, match="checkpoints need safetensors"):
-        write_weights(tmp_path / "initial.safetensors", torch.nn.Linear(1, 1))
+        write_weights(tmp_path / "initial.safetensors", torch.nn.Linear(1, 1).state_dict())

@@ -1,8 +1,7 @@
-"""The loop that `train_vit` runs: steps, records, checkpoints, over one process or many."""
+"""The loop of `train_vit`: batches of images, epochs, a tracker of spectra."""
 
-import platform
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Generator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -10,48 +9,27 @@ from typing import Any
 import numpy as np
 
 from dynalyze._core.collectives import all_reduce, world
-from dynalyze._core.interrupts import interruptible, take
 from dynalyze._core.pytorch import torch
-from dynalyze._version import __version__
 from dynalyze.spectra.history import SpectraHistory
 from dynalyze.spectra.stored_weights import open_checkpoint
 from dynalyze.spectra.tracker import Tracker, track
-from dynalyze.training.checkpoints import Checkpoint
+from dynalyze.training.checkpoints import write_weights
 from dynalyze.training.identity import describe
-from dynalyze.training.progress import progress_bar
-from dynalyze.training.vit.images import Images, VisionData, batches, epoch_order
+from dynalyze.training.loop import Loop
+from dynalyze.training.vit.images import Batch, Images, VisionData, batches, epoch_order
 from dynalyze.training.vit.model import VisionTransformer, ViTShape
 from dynalyze.training.vit.options import ViTOptions
 from dynalyze.training.vit.run import ViTRun
-from dynalyze.training.vit.saving import (
-    INITIAL,
-    checked_checkpoint,
-    optimizer_tensors,
-    restore_optimizer,
-    write_checkpoint,
-    write_weights,
-)
-
-Callback = Callable[[int, float], bool | None]
-"""Called as ``callback(step, loss)`` after every step; the run stops where it returns True."""
 
 # Processes agree on stopping by a collective, which is not for every step.
 _AGREE_EVERY = 10
 # No weight gets there but on its way to infinity; products of larger ones overflow.
 _HUGE = 1e15
-_MESSAGES = {
-    "finished": "all {total} steps made",
-    "diverged": "the weights grow beyond bounds or are NaN after step {step}: lower lr, or "
-    "lengthen the warm-up",
-    "max_seconds": "{step} of {total} steps made: raise max_seconds, or go on from the checkpoint",
-    "callback": "the callback ended the run after {step} of {total} steps",
-    "interrupted": "interrupted after {step} of {total} steps: call again with the same checkpoint "
-    "folder to go on",
-}
+_INITIAL = "initial.safetensors"  # weights that changes are measured from
 
 
-class Loop:
-    """State of a training; everything in it goes into a checkpoint."""
+class VisionLoop(Loop):
+    """Training of a vision transformer, its spectra tracked on rank 0."""
 
     def __init__(
         self,
@@ -63,6 +41,7 @@ class Loop:
         seed: int,
         device: torch.device,
         track: Mapping[str, Any],
+        watched: bool,
     ) -> None:
         self.data, self.shape, self.options, self.seed = data, shape, options, seed
         self.device = device
@@ -73,11 +52,11 @@ class Loop:
         self.scaler = options.make_scaler(device)
         self.track_options = dict(track)
         self.tracker: Tracker | None = None
+        self._tracked: dict[str, Any] | None = None  # state of the tracker to go on with
         n_images = len(data.train.labels)
         self.steps_per_epoch = -(-n_images // options.batch_size)
-        self.total = self.steps_per_epoch * options.n_epochs
-        self.step = 0
-        self.status = "finished"
+        self.n_steps = self.steps_per_epoch * options.n_epochs
+        self.check_every = 1 if watched or self.n_ranks == 1 else _AGREE_EVERY
         self.loss_sum = torch.zeros((), dtype=torch.float64, device=device)
         self.epochs: list[list[float]] = []  # training loss, test loss, accuracy
         channels = (1, -1, 1, 1)
@@ -98,129 +77,94 @@ class Loop:
             "track": describe(self.track_options),
         }
 
-    def begin(self, folder: Path | None, state: dict[str, Any] | None) -> None:
-        """Start tracking, from the `state` of a tracker if the run goes on."""
+    def begin(self, folder: Path | None) -> None:
+        """Join the ranks' gradients, and start tracking or go on with it."""
         if self.n_ranks > 1:
             places = [self.device.index] if self.device.type == "cuda" else None
             self.forward = torch.nn.parallel.DistributedDataParallel(self.model, device_ids=places)
-        reference = None
-        if folder is not None:
-            reference = folder / INITIAL
-            if state is None and self.rank == 0:
-                write_weights(reference, self.model)
         if self.rank == 0:
+            reference = None if folder is None else folder / _INITIAL
+            if reference is not None and self._tracked is None:
+                write_weights(reference, self.model.state_dict())
             start = None if reference is None else open_checkpoint(reference)
             self.tracker = track(self.model, reference=start, **self.track_options)
-            if state is not None:
-                self.tracker.load_state_dict(state)
+            if self._tracked is not None:
+                self.tracker.load_state_dict(self._tracked)
+        self._batches = self._all_batches()
 
-    def restore(self, checkpoint: Checkpoint) -> dict[str, Any]:
-        """Take over a checkpoint of the same run; returns the state of its tracker."""
-        saved = checked_checkpoint(checkpoint, self.identity)
-        self.model.load_state_dict(saved.tensors["model"])
-        restore_optimizer(self.optimizer, saved.tensors.get("optimizer", {}))
-        self.scaler.load_state_dict(saved.state["scaler"])
-        self.step, self.epochs = saved.step, saved.state["epochs"]
-        if self.rank == 0:
-            self.loss_sum = saved.tensors["loss_sum"][""].to(self.device)
-        return saved.tracker_state()
-
-    def _save(self, folder: Path, keep: int) -> None:
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint holds; of the tracker all but the weights that it measures from."""
         partial = all_reduce(self.loss_sum.clone())
-        if self.tracker is None:
-            return
-        tensors = {f"model.{name}": value for name, value in self.model.state_dict().items()}
-        tensors |= optimizer_tensors(self.optimizer) | {"loss_sum": partial}
-        state = {
-            "identity": self.identity,
+        tracked = {} if self.tracker is None else self.tracker.state_dict()
+        return {
+            "model": self.model.state_dict(),
+            "loss_sum": partial,
             "epochs": self.epochs,
             "scaler": self.scaler.state_dict(),
+            "tracker": {**tracked, "reference": {}},
         }
-        write_checkpoint(folder, self.step, tensors, state, self.tracker, keep=keep)
 
-    def run(
-        self,
-        folder: Path | None,
-        every: int,
-        keep: int,
-        max_seconds: float | None,
-        callback: Callback | None,
-        *,
-        progress: bool,
-    ) -> None:
-        """Train to the end, or until something stops it."""
-        started, interrupted = time.monotonic(), False
-        with (
-            interruptible(),
-            self.options.float32_products(),
-            progress_bar(self.total, show=progress, initial=self.step) as bar,
-        ):
-            while self.step < self.total and self.status == "finished":
-                epoch, first = divmod(self.step, self.steps_per_epoch)
-                for loss in self._epoch(epoch, first):
-                    bar(1)
-                    late = max_seconds is not None and time.monotonic() - started > max_seconds
-                    interrupted = interrupted or take()
-                    self._watch(interrupted, late, callback, loss)
-                    if self.step % self.steps_per_epoch == 0 and self.status != "diverged":
-                        self._end_epoch()
-                    if self.status != "finished":
-                        break
-                    if folder is not None and self.step % every == 0:
-                        self._save(folder, keep)
-        if folder is not None and self.status != "diverged":
-            self._save(folder, keep)
+    def restore(self, state: dict[str, Any]) -> None:
+        """Take over what `state` gave; the tracker does so in `begin`."""
+        self.model.load_state_dict(state["model"])
+        self.scaler.load_state_dict(state["scaler"])
+        self.epochs = state["epochs"]
+        if self.rank == 0:
+            self.loss_sum = state["loss_sum"].to(self.device)
+        history = state["tracker"]["history"].items()
+        whole = {name: tuple(v) if isinstance(v, list) else v for name, v in history}
+        self._tracked = {**state["tracker"], "history": whole}
+
+    def surroundings(self) -> AbstractContextManager[Any]:
+        """Products of float32 as the options say."""
+        return self.options.float32_products()
+
+    def make_step(self) -> torch.Tensor:
+        """Make one step, and return this rank's share of its loss."""
+        batch = next(self._batches)
+        lr = self.options.lr_at(self.step, self.steps_per_epoch)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        images = self._normalized(batch.images)
+        labels = batch.labels.to(self.device, non_blocking=True)
+        with self.options.autocast(self.device):
+            logits = self.forward(images)
+        losses = torch.nn.functional.cross_entropy(logits.float(), labels, reduction="sum")
+        share = losses * (batch.weight / batch.size)
+        self.optimizer.zero_grad(set_to_none=True)
+        # DDP averages over the processes what is to be summed.
+        self.scaler.scale(share * self.n_ranks).backward()  # type: ignore[no-untyped-call]
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.step += 1
+        self.loss_sum += losses.detach().double() * batch.weight
+        if self.step % self.track_options["every"] == 0 and not self._sound():
+            self.status = "diverged"
+        elif self.tracker is not None:
+            self.tracker.step()
+        if self.step % self.steps_per_epoch == 0 and self.status != "diverged":
+            self._end_epoch()
+        return share.detach()
+
+    def finish(self) -> None:
+        """Make the closing record."""
+        self._batches.close()
         if self.tracker is not None and self.status != "diverged":
             self.tracker.record()
 
-    def _epoch(self, epoch: int, first: int) -> Any:
-        """Make the steps of an epoch from batch `first` on; yields each one's loss."""
-        order = epoch_order(len(self.data.train.labels), self.seed, epoch)
-        augmentation = (self.seed, epoch, 1) if self.data.augment else None
-        self.forward.train()
-        for batch in batches(
-            self.data.train, order, self.options.batch_size, first=first, seed=augmentation,
-            rank=self.rank, n_ranks=self.n_ranks,
-        ):  # fmt: skip
-            lr = self.options.lr_at(self.step, self.steps_per_epoch)
-            for group in self.optimizer.param_groups:
-                group["lr"] = lr
-            images = self._normalized(batch.images)
-            labels = batch.labels.to(self.device, non_blocking=True)
-            with self.options.autocast(self.device):
-                logits = self.forward(images)
-            losses = torch.nn.functional.cross_entropy(logits.float(), labels, reduction="sum")
-            share = losses * (batch.weight / batch.size)
-            self.optimizer.zero_grad(set_to_none=True)
-            # DDP averages over the processes what is to be summed.
-            self.scaler.scale(share * self.n_ranks).backward()  # type: ignore[no-untyped-call]
-            self.scaler.step(self.optimizer)
-            self.scaler.update()
-            self.step += 1
-            self.loss_sum += losses.detach().double() * batch.weight
-            if self.step % self.track_options["every"] == 0 and not self._sound():
-                self.status = "diverged"
-            elif self.tracker is not None:
-                self.tracker.step()
-            yield share.detach()
-
-    def _watch(
-        self, interrupted: bool, late: bool, callback: Callback | None, loss: torch.Tensor
-    ) -> None:
-        if self.status != "finished":
-            return
-        stopped = callback is not None and bool(callback(self.step, float(all_reduce(loss))))
-        if self.n_ranks > 1:
-            if self.step % _AGREE_EVERY and not stopped:
-                return
-            flags = torch.tensor([interrupted, late], dtype=torch.float32, device=self.device)
-            interrupted, late = (all_reduce(flags) > 0).tolist()
-        if interrupted:
-            self.status = "interrupted"
-        elif late:
-            self.status = "max_seconds"
-        elif stopped:
-            self.status = "callback"
+    def _all_batches(self) -> Generator[Batch, None, None]:
+        """The batches of all steps to come, in a random order of each epoch."""
+        for epoch in range(self.step // self.steps_per_epoch, self.options.n_epochs):
+            self.forward.train()
+            yield from batches(
+                self.data.train,
+                epoch_order(len(self.data.train.labels), self.seed, epoch),
+                self.options.batch_size,
+                first=self.step % self.steps_per_epoch,
+                seed=(self.seed, epoch, 1) if self.data.augment else None,
+                rank=self.rank,
+                n_ranks=self.n_ranks,
+            )
 
     def _end_epoch(self) -> None:
         if not self._sound():
@@ -264,7 +208,6 @@ class Loop:
             torch.distributed.broadcast_object_list(history, device=self.device)
         assert history[0] is not None
         metrics = np.array(self.epochs, dtype=np.float64).reshape(-1, 3)
-        message = _MESSAGES[self.status].format(step=self.step, total=self.total)
         return ViTRun(
             history=history[0],
             train_losses=metrics[:, 0],
@@ -272,15 +215,8 @@ class Loop:
             test_accuracies=metrics[:, 2],
             n_steps=self.step,
             status=self.status,
-            message=message,
+            message=self.message,
             shape=self.shape,
             weights={n: w.detach().cpu().numpy() for n, w in self.model.state_dict().items()},
-            configuration={
-                **self.identity,
-                "device": str(self.device),
-                "ranks": self.n_ranks,
-                "dynalyze": __version__,
-                "torch": torch.__version__,
-                "python": platform.python_version(),
-            },
+            configuration=self.configuration,
         )

@@ -2,19 +2,17 @@
 
 import operator
 import os
-from dataclasses import replace
-from pathlib import Path
+from collections.abc import Callable
 
-from dynalyze._core.collectives import every_rank
-from dynalyze._core.interrupts import held, interruptible, take
+from dynalyze._core.collectives import all_reduce, every_rank
+from dynalyze._core.interrupts import held, interruptible
 from dynalyze._core.pytorch import torch
 from dynalyze.errors import InvalidInputError
-from dynalyze.models.data import as_positive_int
-from dynalyze.training.claim import claimed
 from dynalyze.training.distributed import default_device
+from dynalyze.training.loop import Extent, run_loop, told_of_late_interrupts
 from dynalyze.training.vit.data import digits
 from dynalyze.training.vit.images import VisionData
-from dynalyze.training.vit.loop import Callback, Loop
+from dynalyze.training.vit.loop import VisionLoop
 from dynalyze.training.vit.model import ViTShape
 from dynalyze.training.vit.options import ViTOptions
 from dynalyze.training.vit.run import ViTRun
@@ -37,7 +35,7 @@ def train_vit(
     checkpoint_every: int = 1000,
     keep_checkpoints: int = 2,
     max_seconds: float | None = None,
-    callback: Callback | None = None,
+    callback: Callable[[int, float], bool | None] | None = None,
     progress: bool = False,
 ) -> ViTRun:
     """Train a vision transformer as the paper does, tracking Δ(W_K W_Qᵀ) and Δ(W_V W_Oᵀ).
@@ -95,24 +93,24 @@ def train_vit(
         data = digits() if data is None else data
         shape = _fitted(data, shape)
         options = ViTOptions() if options is None else options
-        every = as_positive_int(checkpoint_every, "checkpoint_every")
         place = default_device() if device is None else torch.device(device)
-        folder = None if checkpoint is None else Path(checkpoint)
-    with claimed(folder) as found:
-        with every_rank() as stated:
-            loop = Loop(
-                data, shape, options, scale=float(scale), seed=operator.index(seed), device=place,
-                track={"every": track_every, "n_values": n_values, "spectrum": spectrum},
-            )  # fmt: skip
-            stated.update(loop.identity, checkpoint_every=every)
-            state = None if found is None else loop.restore(found)
-        loop.begin(folder, state)
-        loop.run(folder, every, keep_checkpoints, max_seconds, callback, progress=progress)
-    result = loop.result()
-    if take() and result.status == "finished":
-        message = f"interrupted at its end: {result.message}"
-        result = replace(result, status="interrupted", message=message)
-    return result
+        extent = Extent(
+            checkpoint=checkpoint,
+            checkpoint_every=checkpoint_every,
+            keep_checkpoints=keep_checkpoints,
+            max_seconds=max_seconds,
+            callback=callback and (lambda step, loss: callback(step, float(all_reduce(loss)))),
+            progress=progress,
+        )
+    loop = run_loop(
+        lambda found: VisionLoop(
+            data, shape, options, scale=float(scale), seed=operator.index(seed), device=place,
+            track={"every": track_every, "n_values": n_values, "spectrum": spectrum},
+            watched=callback is not None,
+        ),
+        extent,
+    )  # fmt: skip
+    return told_of_late_interrupts([loop.result()])[0]
 
 
 def _fitted(data: VisionData, shape: ViTShape | None) -> ViTShape:
