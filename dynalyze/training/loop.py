@@ -156,12 +156,14 @@ class Loop(ABC):
         self.restore(state)
 
     def _stop_if(self, *reasons: bool) -> None:
-        # Ranks must stop at the same step, or the others wait for them for ever.
-        flags = torch.tensor(reasons, dtype=torch.float32, device=self.device)
+        flags: list[float] = list(reasons)
+        if world()[1] > 1:
+            # Ranks must stop at the same step, or the others wait for them for ever.
+            flags = all_reduce(
+                torch.tensor(flags, dtype=torch.float32, device=self.device)
+            ).tolist()
         names: tuple[Status, ...] = ("interrupted", "max_seconds", "callback")
-        for name, flag in zip(names, all_reduce(flags).tolist(), strict=True):
-            if flag > 0 and self.status == "finished":
-                self.status = name
+        self.status = next((n for n, flag in zip(names, flags, strict=True) if flag), "finished")
 
     def _save(self, extent: Extent) -> None:
         if extent.folder is None or self.status == "diverged" or self._saved == self.step:
