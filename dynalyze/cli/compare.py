@@ -111,7 +111,7 @@ def _load(files: list[str]) -> tuple[StagePrediction, Run]:
         )
     prediction = StagePrediction.load(files[0])
     if saved_kind(files[1]) == "training run":
-        from dynalyze.training.training_run import TrainingRun
+        from dynalyze.training.result import TrainingRun
 
         return prediction, TrainingRun.load(files[1])
     return prediction, Trajectory.load(files[1])

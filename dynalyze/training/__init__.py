@@ -3,9 +3,9 @@
 from dynalyze.errors import LearningRateWarning
 from dynalyze.training.distributed import process_group
 from dynalyze.training.heads import DiagonalHead, FullHead
+from dynalyze.training.one_or_many import train, train_many
 from dynalyze.training.recording import Recording
-from dynalyze.training.runs import train, train_many
-from dynalyze.training.training_run import TrainingRun
+from dynalyze.training.result import TrainingRun
 
 __all__ = [
     "DiagonalHead",

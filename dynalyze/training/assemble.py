@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from dynalyze._core.arrays import Data, IntArray
+from dynalyze._core.arrays import IntArray
 from dynalyze._core.collectives import every_rank, of_first_rank, share
 from dynalyze._core.interrupts import held, interruptible
 from dynalyze._core.pytorch import torch
@@ -27,12 +27,12 @@ from dynalyze.training.engine import Engine, chunk_near_caches
 from dynalyze.training.graded import Grading
 from dynalyze.training.identity import describe, describe_module
 from dynalyze.training.loop import run_loop, told_of_late_interrupts
-from dynalyze.training.options import Keywords, Options
+from dynalyze.training.options import ManyTrainings, OneTraining, Options, Source
 from dynalyze.training.precision import Comparison, check_precision
 from dynalyze.training.product_loop import ProductLoop
 from dynalyze.training.recording import Recording
+from dynalyze.training.result import TrainingRun
 from dynalyze.training.trainable import Trainable, Weights, as_trainable, checked_samples
-from dynalyze.training.training_run import TrainingRun
 
 # Gradient descent at a stable learning rate lowers the loss at every step, but for rounding.
 _TOLERATED_RISES = 0.01
@@ -40,48 +40,35 @@ _TOLERATED_RISES = 0.01
 _LOOKS = 10
 
 
-Seeds = Sequence[np.random.Generator | int | None]
-"""Sources of the random order, one per run."""
-
-
 @held()
 @interruptible()
-def run_all(
-    model: object,
-    data: Data,
-    inits: Sequence[Initialization] | None,
-    rngs: Seeds,
-    keywords: Keywords,
-    *,
-    stacked: bool,
-) -> tuple[TrainingRun, ...]:
-    """Train from every initialization; None is the model's own weights."""
+def run_all(options: OneTraining | ManyTrainings) -> tuple[TrainingRun, ...]:
+    """Train from every initialization."""
     with every_rank() as stated:
-        options = Options(**keywords)
-        trainable = as_trainable(model, device=options.device)
+        trainable = as_trainable(options.model, device=options.device)
         dtype = type_named(options.precision)
-        problem = checked_samples(trainable, data, options.loss)
+        problem = checked_samples(trainable, options.data, options.loss)
         exact = trainable
         if dtype != trainable.dtype:
             trainable = trainable.in_precision(dtype)
-        starts = [trainable.own_initialization()] if inits is None else list(inits)
+        starts = options.starts or [trainable.own_initialization()]
         # Adam and momentum act on entries, which a rotation of the columns would change.
         plain = options.optimizer != "adam" and not options.optimizer_options
         graded = plain and dtype == torch.float64
-        weights = _starting_weights(trainable, starts, stacked, graded=graded)
+        weights = _starting_weights(trainable, starts, options.stacked, graded=graded)
         stated["runs"] = len(starts)
         if dtype != torch.float64:
-            first = {name: w[0] if stacked else w for name, w in weights.items()}
+            first = {name: w[0] if options.stacked else w for name, w in weights.items()}
             check_precision(trainable, first, problem[0])
-    drawn = of_first_rank([secrets.randbits(128) for _ in rngs])
+    drawn = of_first_rank([secrets.randbits(128) for _ in starts])
 
     def build(found: Checkpoint | None) -> ProductLoop:
         kept = [] if found is None else found.state.get("changing", {}).get("seeds", [])
         seeds = [
             (old if old is not None else new) if rng is None else rng
-            for rng, old, new in zip_longest(rngs, kept[: len(rngs)], drawn)
+            for rng, old, new in zip_longest(options.sources, kept[: len(starts)], drawn)
         ]
-        return _loop(options, trainable, exact, problem, weights, starts, seeds, stacked=stacked)
+        return _loop(options, trainable, exact, problem, weights, starts, seeds)
 
     loop = run_loop(build, options)
     configuration = {
@@ -100,15 +87,13 @@ def run_all(
 
 
 def _loop(
-    options: Options,
+    options: OneTraining | ManyTrainings,
     trainable: Trainable,
     exact: Trainable,
     problem: tuple[torch.Tensor, torch.Tensor, SampleLoss],
     weights: Weights,
     starts: Sequence[Initialization],
-    seeds: Seeds,
-    *,
-    stacked: bool,
+    seeds: Sequence[Source],
 ) -> ProductLoop:
     """The loop at its first step."""
     inputs, targets, loss = problem
@@ -123,7 +108,7 @@ def _loop(
     if exact is not trainable:
         mine = share(len(inputs))
         comparison = Comparison(
-            Engine(exact, loss, stacked, chunk),
+            Engine(exact, loss, options.stacked, chunk),
             inputs[mine],
             targets[mine],
             len(inputs),
@@ -150,7 +135,7 @@ def _loop(
         engine=Engine(
             trainable,
             loss if exact is trainable else loss_in(loss, dtype, place),
-            stacked,
+            options.stacked,
             chunk,
         ),
         samples=Samples(

@@ -1,15 +1,16 @@
 """The options of a training run, checked once."""
 
-import os
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from numbers import Real
-from typing import Any, TypedDict
+from typing import Any, TypeAlias
 
 import numpy as np
 
+from dynalyze._core.arrays import Data
 from dynalyze._core.pytorch import torch
 from dynalyze.errors import InvalidInputError
+from dynalyze.flow.initialization import Initialization
 from dynalyze.models.data import as_positive_int
 from dynalyze.models.torch.device import type_named
 from dynalyze.models.torch.loss import SampleLoss
@@ -17,8 +18,8 @@ from dynalyze.training.loop import Extent
 from dynalyze.training.recording import Recording
 from dynalyze.training.trainable import Weights, flow_steps, flow_time_per_step
 
-Callback = Callable[[int, torch.Tensor], bool | None]
-"""Called as ``callback(step, losses)`` at every check; the run stops where it returns True."""
+Source: TypeAlias = np.random.Generator | int | None
+"""Of a run's random order."""
 
 OPTIMIZERS = ("gd", "sgd", "adam")
 _DIVERGED = 100.0
@@ -29,29 +30,9 @@ _KINDS: tuple[tuple[str, Any, str], ...] = (
 )
 
 
-class Keywords(TypedDict, total=False):
-    """Keyword arguments that `train` and `train_many` share; `train` explains them."""
-
-    lr: float
-    steps: int | None
-    until: float | None
-    optimizer: str
-    optimizer_options: Mapping[str, Any] | None
-    batch_size: int | None
-    loss: str | SampleLoss
-    recording: Recording | None
-    precision: str
-    device: str | torch.device | None
-    checkpoint: str | os.PathLike[str] | None
-    checkpoint_every: int
-    max_seconds: float | None
-    callback: Callback | None
-    progress: bool
-
-
 @dataclass(frozen=True, kw_only=True)
 class Options(Extent):
-    """`Keywords` with their defaults, checked."""
+    """Keyword arguments of `train` and `train_many`, checked; `train` explains them."""
 
     lr: float
     steps: int | None = None
@@ -63,6 +44,7 @@ class Options(Extent):
     recording: Recording | None = None
     precision: str = "float64"
     device: str | torch.device | None = None
+    callback: Callable[[int, torch.Tensor], bool | None] | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -134,6 +116,61 @@ class Options(Extent):
                 f"({error})"
             ) from error
         return made
+
+
+@dataclass(frozen=True)
+class OneTraining(Options):
+    """The arguments of `train`."""
+
+    model: object
+    data: Data
+    init: Initialization | None = field(default=None, kw_only=True)
+    rng: Source = field(default=None, kw_only=True)
+
+    stacked = False  # whether weights have a leading axis of runs
+
+    @property
+    def starts(self) -> list[Initialization]:
+        """Initialization of each run; none for the model's own weights."""
+        return [] if self.init is None else [self.init]
+
+    @property
+    def sources(self) -> list[Source]:
+        """Source of the random order of each run."""
+        return [self.rng]
+
+
+@dataclass(frozen=True)
+class ManyTrainings(Options):
+    """The arguments of `train_many`."""
+
+    model: object
+    data: Data
+    inits: Sequence[Initialization]
+    rngs: Sequence[Source] | None = field(default=None, kw_only=True)
+
+    stacked = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        object.__setattr__(self, "inits", list(self.inits))
+        if not self.inits:
+            raise InvalidInputError("inits is empty: give one Initialization for each run")
+        if len(self.sources) != len(self.inits):
+            raise InvalidInputError(
+                f"rngs has {len(self.sources)} entries and inits {len(self.inits)}: give one for "
+                "each run"
+            )
+
+    @property
+    def starts(self) -> list[Initialization]:
+        """Initialization of each run."""
+        return list(self.inits)
+
+    @property
+    def sources(self) -> list[Source]:
+        """Source of the random order of each run."""
+        return [None] * len(self.inits) if self.rngs is None else list(self.rngs)
 
 
 def _plain(value: Any) -> Any:

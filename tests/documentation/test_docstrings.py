@@ -24,7 +24,7 @@ MODULES = [
 
 def test_examples_are_found():
     assert "dynalyze.flow.initialization" in MODULES
-    assert "dynalyze.training.runs" in MODULES
+    assert "dynalyze.training.one_or_many" in MODULES
 
 
 @pytest.mark.parametrize("name", MODULES)

@@ -19,7 +19,7 @@ from dynalyze.training.loop import Loop
 from dynalyze.training.vit.images import Batch, Images, VisionData, batches, epoch_order
 from dynalyze.training.vit.model import VisionTransformer, ViTShape
 from dynalyze.training.vit.options import ViTOptions
-from dynalyze.training.vit.run import ViTRun
+from dynalyze.training.vit.result import ViTRun
 
 # Processes agree on stopping by a collective, which is not for every step.
 _AGREE_EVERY = 10

@@ -15,7 +15,7 @@ from dynalyze.training.vit.images import VisionData
 from dynalyze.training.vit.loop import VisionLoop
 from dynalyze.training.vit.model import ViTShape
 from dynalyze.training.vit.options import ViTOptions
-from dynalyze.training.vit.run import ViTRun
+from dynalyze.training.vit.result import ViTRun
 
 
 @held()

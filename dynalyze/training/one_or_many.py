@@ -1,45 +1,44 @@
 """Training runs of heads and transformers with product weights: one, or many at once."""
 
-import os
-from collections.abc import Mapping, Sequence
-from typing import Any, Unpack
+import functools
+import inspect
+from collections.abc import Callable
+from typing import ParamSpec, TypeVar
 
-import numpy as np
-
-from dynalyze._core.arrays import Data
 from dynalyze._core.collectives import every_rank
-from dynalyze._core.pytorch import torch
-from dynalyze.errors import InvalidInputError
-from dynalyze.flow.initialization import Initialization
-from dynalyze.models.torch.loss import SampleLoss
 from dynalyze.training.assemble import run_all
-from dynalyze.training.options import Callback, Keywords
-from dynalyze.training.recording import Recording
-from dynalyze.training.training_run import TrainingRun
+from dynalyze.training.options import ManyTrainings, OneTraining
+from dynalyze.training.result import TrainingRun
+
+_P = ParamSpec("_P")
+_Given = TypeVar("_Given")
+_Result = TypeVar("_Result")
 
 
-def train(
-    model: object,
-    data: Data,
-    *,
-    lr: float,
-    steps: int | None = None,
-    until: float | None = None,
-    init: Initialization | None = None,
-    optimizer: str = "gd",
-    optimizer_options: Mapping[str, Any] | None = None,
-    batch_size: int | None = None,
-    loss: str | SampleLoss = "squared",
-    recording: Recording | None = None,
-    rng: np.random.Generator | int | None = None,
-    precision: str = "float64",
-    device: str | torch.device | None = None,
-    checkpoint: str | os.PathLike[str] | None = None,
-    checkpoint_every: int = 1000,
-    max_seconds: float | None = None,
-    callback: Callback | None = None,
-    progress: bool = False,
-) -> TrainingRun:
+def _called_with(
+    kind: Callable[_P, _Given],
+) -> Callable[[Callable[[_Given], _Result]], Callable[_P, _Result]]:
+    """Have a function of one dataclass called with the arguments that make the dataclass."""
+
+    def decorate(function: Callable[[_Given], _Result]) -> Callable[_P, _Result]:
+        returned = inspect.signature(function).return_annotation
+        signature = inspect.signature(kind).replace(return_annotation=returned)
+
+        @functools.wraps(function)
+        def call(*args: _P.args, **keywords: _P.kwargs) -> _Result:
+            with every_rank():
+                signature.bind(*args, **keywords)  # whose errors do not name the dataclass
+                given = kind(*args, **keywords)
+            return function(given)
+
+        call.__signature__ = signature  # type: ignore[attr-defined]
+        return call
+
+    return decorate
+
+
+@_called_with(OneTraining)
+def train(given: OneTraining) -> TrainingRun:
     """Train the product weights of a model from a small initialization.
 
     Only the weights that enter as products train. In a torchrun job (see
@@ -86,6 +85,8 @@ def train(
         at a time may use it.
     checkpoint_every : int
         Steps between two checkpoints.
+    keep_checkpoints : int
+        How many of the latest are kept.
     max_seconds : float, optional
         Wall-clock limit.
     callback : callable, optional
@@ -122,35 +123,11 @@ def train(
     >>> run.status
     'finished'
     """
-    options = Keywords(
-        lr=lr,
-        steps=steps,
-        until=until,
-        optimizer=optimizer,
-        optimizer_options=optimizer_options,
-        batch_size=batch_size,
-        loss=loss,
-        recording=recording,
-        precision=precision,
-        device=device,
-        checkpoint=checkpoint,
-        checkpoint_every=checkpoint_every,
-        max_seconds=max_seconds,
-        callback=callback,
-        progress=progress,
-    )
-    inits = None if init is None else [init]
-    return run_all(model, data, inits, [rng], options, stacked=False)[0]
+    return run_all(given)[0]
 
 
-def train_many(
-    model: object,
-    data: Data,
-    inits: Sequence[Initialization],
-    *,
-    rngs: Sequence[np.random.Generator | int | None] | None = None,
-    **options: Unpack[Keywords],
-) -> tuple[TrainingRun, ...]:
+@_called_with(ManyTrainings)
+def train_many(given: ManyTrainings) -> tuple[TrainingRun, ...]:
     """Train from many initializations at once (scales, seeds), batched on one device.
 
     The runs are those of `train`, one by one, up to rounding; a run that diverges, or whose loss
@@ -165,9 +142,7 @@ def train_many(
     rngs : sequence of numpy.random.Generator or int, optional
         One for each run: sources of the batches' order.
     **options
-        As for `train`: `lr`, `steps`, `until`, `optimizer`, `optimizer_options`, `batch_size`,
-        `loss`, `recording`, `precision`, `device`, `checkpoint`, `checkpoint_every`, `max_seconds`,
-        `callback`, `progress`.
+        All others as for `train`.
 
     Returns
     -------
@@ -180,13 +155,4 @@ def train_many(
         If there is no run, `rngs` is of another length, no run's loss is finite at the start, or
         for the other reasons of `train`.
     """
-    starts = list(inits)
-    generators = [None] * len(starts) if rngs is None else list(rngs)
-    with every_rank():
-        if not starts:
-            raise InvalidInputError("inits is empty: give one Initialization for each run")
-        if len(generators) != len(starts):
-            raise InvalidInputError(
-                f"rngs has {len(generators)} entries and inits {len(starts)}: give one for each run"
-            )
-    return run_all(model, data, starts, generators, options, stacked=True)
+    return run_all(given)
