@@ -126,9 +126,9 @@ def draw(runs: dict[int, TrainingRun], diagonal: StagePrediction) -> None:
     axes[0].legend(frameon=False)
     run, width = runs[SMALLEST], HEAD.d_model
     t = np.linspace(0, run.t[-1], 2000)
-    theta = run.theta_at(t)
+    values = run.values_at(t)
     for k, (ax, title) in enumerate(zip(axes[1:], ("W_K W_Qᵀ", "W_V W_Oᵀ"), strict=True)):
-        ax.plot(t / -SMALLEST, theta[:, k * width : (k + 1) * width], linewidth=1.2)
+        ax.plot(t / -SMALLEST, values[:, k * width : (k + 1) * width], linewidth=1.2)
         ax.set_title(f"singular values of {title}, α = 1e{SMALLEST}")
         ax.set_ylim(bottom=0)
         predicted = [
@@ -140,7 +140,7 @@ def draw(runs: dict[int, TrainingRun], diagonal: StagePrediction) -> None:
                 ax.axvline(one, color="0.5", linewidth=0.9, linestyle=":", zorder=0, label=label)
                 label = None
         ax.legend(loc="upper left", fontsize=8, framealpha=1, edgecolor="none")
-        ax.set_ylim(top=1.15 * theta[:, k * width].max())
+        ax.set_ylim(top=1.15 * values[:, k * width].max())
     for ax in axes:
         ax.set_xlim(0, _toy.FIGURE_END)
         ax.set_xlabel("flow time / log10(1/α)")
@@ -152,7 +152,7 @@ def alpha_table(runs: dict[int, TrainingRun], found: dict[int, Steps]) -> str:
     rows = []
     for log10_alpha, run in runs.items():
         steps = found[log10_alpha]
-        small = not np.any(run.theta[0] > LEARNED)
+        small = not np.any(run.values[0] > LEARNED)
         counts = (len(steps.gains), steps.alone, steps.falls) if small else ("–",) * 3
         rows.append(
             [
@@ -253,7 +253,7 @@ def main() -> None:
     late, _ = apart(found[FLOW_LOG10_ALPHA], replace(of_flow, gains=until_then))
     rate = 1 / float(first.times[0])
     slowed = LARGEST_RATE * rate / np.log1p(LARGEST_RATE * rate)
-    largest = float(runs[-1].theta[0].max())
+    largest = float(runs[-1].values[0].max())
     against, matched = apart(found[SMALLEST], Steps(stages, 0, 0))
     smallest = found[SMALLEST].gains
     typical = np.median([abs(smallest[s] / stages[s] - 1) for s in smallest if s in stages])

@@ -80,18 +80,19 @@ def plot_trajectory(run: Curves, ax: Axes | None = None) -> Axes:
     if run.t.size > 1:
         between.append(np.minimum(np.geomspace(run.t[1], stop, 400), stop))
     t = np.unique(np.concatenate([run.t, *between]))
-    theta = run.theta_at(t)
-    size = np.max(np.abs(theta), axis=0)
+    # Full weights have no products θ: their curves go by another name.
+    full = getattr(run, "singular_values", False)
+    values = getattr(run, "values_at" if full else "theta_at")(t)
+    size = np.max(np.abs(values), axis=0)
     visible = np.argsort(-size, kind="stable")[: np.count_nonzero(size > 0.01 * np.max(size))]
     # In order of activation, as in `plot_stages`.
-    first = [int(np.argmax(np.abs(theta[:, i]) > 0.5 * size[i])) for i in visible]
+    first = [int(np.argmax(np.abs(values[:, i]) > 0.5 * size[i])) for i in visible]
     order = [int(i) for _, i in sorted(zip(first, visible, strict=True))]
     panels.time_axis(t[first] / unit, stop / unit)
     known = ~np.isnan(run.losses)
     panels.top.plot(run.t_rescaled[known], run.losses[known], color="black", linewidth=1.5)
     for rank, i in enumerate(order):
         style = panels.style(rank, len(order), run.product_names[i])
-        panels.bottom.plot(t / unit, theta[:, i], **style)
-    quantity = "singular values" if getattr(run, "singular_values", False) else "products θ"
-    panels.name_products(quantity)
+        panels.bottom.plot(t / unit, values[:, i], **style)
+    panels.name_products("singular values" if full else "products θ")
     return panels.top

@@ -41,7 +41,7 @@ class FullTrajectory(RecordedRun):
     """
 
     t: FloatArray  # (n_steps + 1,), flow time
-    theta: FloatArray  # (n_steps + 1, p), singular values of the products, descending in each
+    values: FloatArray  # (n_steps + 1, p), singular values of the products, descending in each
     losses: FloatArray  # (n_steps + 1,)
     init: Initialization = field(repr=False)
     product_names: tuple[str, ...] = field(repr=False)  # length p
@@ -178,7 +178,7 @@ def simulate(
             nfev += solver.nfev
     return FullTrajectory(
         t=np.array(times),
-        theta=torch.stack(observed).numpy(),
+        values=torch.stack(observed).numpy(),
         losses=np.array(losses),
         init=init,
         product_names=trainable.product_names,

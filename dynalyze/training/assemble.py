@@ -202,7 +202,7 @@ def _result(
     number: IntArray = np.array(records.steps, dtype=np.int64)
     return TrainingRun(
         steps=number,
-        theta=observed,
+        values=observed,
         losses=np.array(records.losses),
         lr=lr,
         optimizer=options.optimizer,

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 def run_schema(kind: str, clock: Mapping[str, Array], metadata: Mapping[str, Any]) -> Schema:
     """What a saved run of one kind holds: its clock, and metadata beside those of all kinds."""
     weights = Array("w", finite=True)
-    arrays = {"theta": Array("n", "p"), "losses": Array("n"), "u0": weights, "v0": weights}
+    arrays = {"values": Array("n", "p"), "losses": Array("n"), "u0": weights, "v0": weights}
     return Schema(
         kind,
         {**clock, **arrays, "weights.*": AnyNumbers()},
@@ -34,12 +34,12 @@ class RecordedRun:
     A dataclass that inherits it has the fields below and flow times `t` of its records.
     """
 
-    theta: FloatArray  # (n_records, p), products u ⊙ v, or singular values in descending order
+    values: FloatArray  # (n_records, p), products u ⊙ v, or singular values in descending order
     losses: FloatArray  # (n_records,), loss on all samples
     init: Initialization
     product_names: tuple[str, ...]  # length p
     weights: dict[str, FloatArray]  # parameters at the end, by name
-    singular_values: bool  # whether `theta` holds singular values
+    singular_values: bool  # whether `values` are singular values
 
     _clock: ClassVar[str]  # field that tells the times of the records
     _schema: ClassVar[Schema]  # of a saved file
@@ -55,8 +55,32 @@ class RecordedRun:
         """Rescaled time t / log(1/α), natural logarithm, of the records; shape (n_records,)."""
         return self.t / self.init.log_inverse_alpha
 
+    @property
+    def theta(self) -> FloatArray:
+        """Products θ = u ⊙ v of the records, shape (n_records, p); `values` of diagonal weights.
+
+        Raises
+        ------
+        AttributeError
+            If the weights are full: their products are no numbers, but have singular values.
+        """
+        self._require_products("theta", "values")
+        return self.values
+
     def theta_at(self, t: ArrayLike) -> FloatArray:
-        """Recorded quantities at flow times `t`, shape (*t.shape, p), interpolated.
+        """Products at flow times `t`, shape (*t.shape, p): `values_at` of diagonal weights."""
+        self._require_products("theta_at", "values_at")
+        return self.values_at(t)
+
+    def _require_products(self, name: str, remedy: str) -> None:
+        if self.singular_values:
+            raise AttributeError(
+                f"{name} is of products θ = u ⊙ v, and this run records singular values of full "
+                f"weights: use {remedy}"
+            )
+
+    def values_at(self, t: ArrayLike) -> FloatArray:
+        """Recorded `values` at flow times `t`, shape (*t.shape, p), interpolated.
 
         Interpolation is linear in the log coordinates of `dynalyze.flow.coordinates`, in which
         products move at a constant rate on a plateau (log σ for singular values).
@@ -113,7 +137,7 @@ class RecordedRun:
         """Write the run to a file, which `load` reads back exactly; customary suffix ``.npz``."""
         arrays = {
             self._clock: getattr(self, self._clock),
-            "theta": self.theta,
+            "values": self.values,
             "losses": self.losses,
             "u0": self.init.u0,
             "v0": self.init.v0,
@@ -138,7 +162,7 @@ class RecordedRun:
     def _from_parts(cls, arrays: dict[str, Any], metadata: dict[str, Any]) -> Self:
         log10_alpha = metadata.pop("log10_alpha")
         metadata["product_names"] = tuple(metadata["product_names"])
-        kept = metadata | {name: arrays[name] for name in (cls._clock, "theta", "losses")}
+        kept = metadata | {name: arrays[name] for name in (cls._clock, "values", "losses")}
         kept["init"] = Initialization(arrays["u0"], arrays["v0"], log10_alpha=log10_alpha)
         weights = {n: array for n, array in arrays.items() if n.startswith("weights.")}
         kept["weights"] = {n.removeprefix("weights."): array for n, array in weights.items()}
@@ -147,6 +171,6 @@ class RecordedRun:
     @cached_property
     def _curves(self) -> Curves:
         if self.singular_values:
-            return log_curves(self.t, self.theta)
+            return log_curves(self.t, self.values)
         chart = self.init.coordinates
-        return Curves(self.t, self.theta, chart.z_of_theta, chart.theta, signed=True)
+        return Curves(self.t, self.values, chart.z_of_theta, chart.theta, signed=True)

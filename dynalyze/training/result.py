@@ -20,7 +20,8 @@ class TrainingRun(RecordedRun):
     With heavy-ball momentum β a step is lr/(1 − β) of flow time. `clock` says what t is.
 
     It reads as `dynalyze.flow.trajectory.Trajectory` does: `t`, `theta`, `theta_at`, `loss_at`,
-    `losses`, `crossings`. For full weights `theta` holds the singular values of the products.
+    `losses`, `crossings`. Of full weights, which have no θ, `values` and `values_at` are the
+    singular values of the products.
     With Adam or weight decay t is no flow time of the loss, only the same formula.
 
     Notes
@@ -30,14 +31,14 @@ class TrainingRun(RecordedRun):
     """
 
     steps: IntArray  # (n_records,), optimizer steps made before the record
-    theta: FloatArray  # (n_records, p), products u ⊙ v, or singular values in descending order
+    values: FloatArray  # (n_records, p), products u ⊙ v, or singular values in descending order
     losses: FloatArray  # (n_records,), loss on all samples
     lr: float  # learning rate
     optimizer: str  # "gd", "sgd" or "adam"
     init: Initialization = field(repr=False)
     product_names: tuple[str, ...] = field(repr=False)  # length p
     weights: dict[str, FloatArray] = field(repr=False)  # parameters at the end, by name
-    singular_values: bool  # whether `theta` holds singular values
+    singular_values: bool  # whether `values` are singular values
     loss_rises: int  # steps at which the loss rose, counted for full-batch gradient descent
     status: str
     message: str

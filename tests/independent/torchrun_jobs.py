@@ -63,7 +63,7 @@ def trained(name, optimizer, rng, seeds=None, many=False):
         runs = train_many(model, data(), inits, rngs=given, **options)
     else:
         runs = [train(model, data(), init=start(model), rng=given[0], **options)]
-    values = [run.theta.ravel() for run in runs]
+    values = [run.values.ravel() for run in runs]
     values += [weight.ravel() for run in runs for weight in run.weights.values()]
     values += [run.losses for run in runs]
     return np.concatenate(values), runs[0].configuration["seeds"]

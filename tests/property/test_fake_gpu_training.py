@@ -37,7 +37,7 @@ def test_many_runs_on_a_device_equal_those_on_the_cpu(model, case, tmp_path):
         runs = train_many(model, DATA, inits, device="cuda", checkpoint=tmp_path, **options)
     for run, other in zip(runs, expected, strict=True):
         tolerance = 1e-5 if case == "float32" else 1e-12
-        np.testing.assert_allclose(run.theta[-1], other.theta[-1], atol=tolerance)
+        np.testing.assert_allclose(run.values[-1], other.values[-1], atol=tolerance)
         for name, value in run.weights.items():
             np.testing.assert_allclose(value, other.weights[name], atol=tolerance)
 
@@ -48,7 +48,7 @@ def test_the_flow_of_full_weights_runs_on_a_device():
     expected = simulate_full(head, DATA, init, until=2.0)
     with fake_device():
         flow = simulate_full(head.to("cuda"), DATA, init, until=2.0)
-    np.testing.assert_allclose(flow.theta, expected.theta, rtol=1e-9)
+    np.testing.assert_allclose(flow.values, expected.values, rtol=1e-9)
     assert isinstance(flow.weights["w_k"], np.ndarray)
 
 

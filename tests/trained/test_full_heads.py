@@ -50,7 +50,7 @@ def test_singular_values_are_those_of_the_weights(trajectory):
         np.linalg.svd(trajectory.weights[a] @ trajectory.weights[b].T, compute_uv=False)[:M]
         for a, b in HEAD.matrix_products
     ]
-    np.testing.assert_allclose(trajectory.theta[-1], np.concatenate(expected), atol=1e-12)
+    np.testing.assert_allclose(trajectory.values[-1], np.concatenate(expected), atol=1e-12)
 
 
 def test_ranks_rise_by_one_at_a_time_on_plateaus_of_the_loss(trajectory):
@@ -85,7 +85,7 @@ def test_gradient_descent_takes_the_same_steps(trajectory):
 def test_it_survives_its_file(trajectory, tmp_path):
     trajectory.save(tmp_path / "flow.npz")
     again = FullTrajectory.load(tmp_path / "flow.npz")
-    for name in ("t", "theta", "losses", "t_rescaled"):
+    for name in ("t", "values", "losses", "t_rescaled"):
         np.testing.assert_array_equal(getattr(again, name), getattr(trajectory, name))
     np.testing.assert_array_equal(again.weights["w_o"], trajectory.weights["w_o"])
     assert again.configuration == trajectory.configuration
@@ -107,10 +107,10 @@ def test_a_plot_shows_singular_values(trajectory):
 
 def test_between_steps_singular_values_are_interpolated(trajectory):
     t = trajectory.t
-    np.testing.assert_array_equal(trajectory.theta_at(t), trajectory.theta)
+    np.testing.assert_array_equal(trajectory.values_at(t), trajectory.values)
     k = len(t) // 2
-    middle = trajectory.theta_at((t[k] + t[k + 1]) / 2)
-    np.testing.assert_allclose(middle, np.sqrt(trajectory.theta[k] * trajectory.theta[k + 1]))
+    middle = trajectory.values_at((t[k] + t[k + 1]) / 2)
+    np.testing.assert_allclose(middle, np.sqrt(trajectory.values[k] * trajectory.values[k + 1]))
 
 
 @pytest.mark.parametrize(
@@ -247,7 +247,7 @@ def test_runs_at_the_smallest_scales_are_batched_and_resumed(tmp_path):
     many = train_many(HEAD, random_teacher(), inits, steps=600, **arguments)
     for run, init in zip(many, inits, strict=True):
         alone = train(HEAD, random_teacher(), init=init, steps=600, **arguments)
-        np.testing.assert_allclose(run.theta[-1], alone.theta[-1], rtol=1e-6, atol=1e-12)
+        np.testing.assert_allclose(run.values[-1], alone.values[-1], rtol=1e-6, atol=1e-12)
         np.testing.assert_allclose(run.weights["w_v"], alone.weights["w_v"], atol=1e-6)
     train(HEAD, random_teacher(), init=inits[0], steps=333, checkpoint=tmp_path, **arguments)
     again = train(
@@ -274,3 +274,14 @@ def test_graded_columns_keep_every_digit():
     np.testing.assert_allclose(rotation @ rotation.T, np.eye(4), atol=1e-14)
     np.testing.assert_allclose(stacked @ rotation, graded, atol=1e-14)
     assert every(np.diff(np.linalg.norm(graded, axis=0)) < 0)
+
+
+def test_full_weights_have_singular_values_and_no_theta(trajectory):
+    run = train(HEAD, random_teacher(), init=start(), lr=0.04, steps=20)
+    for one in (run, trajectory):
+        np.testing.assert_array_equal(one.values_at(one.t), one.values)
+        assert not hasattr(one, "theta")
+        with pytest.raises(AttributeError, match=r"theta is of products .*: use values$"):
+            one.theta  # noqa: B018
+        with pytest.raises(AttributeError, match=r"theta_at is of products .*: use values_at$"):
+            one.theta_at(0.0)

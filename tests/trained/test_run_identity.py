@@ -31,7 +31,7 @@ def run(folder, model=None, *, steps=8, **change):
 
 
 def assert_same(one, other):
-    for name in ("steps", "theta", "losses"):
+    for name in ("steps", "values", "losses"):
         np.testing.assert_array_equal(getattr(one, name), getattr(other, name))
 
 

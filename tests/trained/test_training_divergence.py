@@ -92,11 +92,11 @@ def test_one_run_that_is_not_finite_at_the_start_leaves_the_others(model, option
     rngs = options.pop("rngs")
     for index in (0, 2):
         alone = train(model, data, init=inits[index], rng=rngs[index], **options)
-        np.testing.assert_allclose(runs[index].theta, alone.theta, rtol=1e-9, atol=1e-12)
+        np.testing.assert_allclose(runs[index].values, alone.values, rtol=1e-9, atol=1e-12)
     with warnings.catch_warnings(record=True):
         warnings.simplefilter("always")
         again = train_many(model, data, inits, checkpoint=tmp_path, rngs=rngs, **options)
-    np.testing.assert_array_equal(again[2].theta, runs[2].theta)
+    np.testing.assert_array_equal(again[2].values, runs[2].values)
     with pytest.raises(InvalidInputError, match="not finite at the initial weights of run 0"):
         train_many(model, data, [huge(n)] * 2, lr=0.01, steps=3)
 
@@ -112,7 +112,7 @@ def test_a_full_head_that_diverges_leaves_the_others_at_the_smallest_scales():
         runs = train_many(head, data, [small, large], **options)
     assert [run.status for run in runs] == ["finished", "diverged"]
     alone = train(head, data, init=small, **options)
-    np.testing.assert_allclose(runs[0].theta, alone.theta, rtol=1e-6, atol=0)
+    np.testing.assert_allclose(runs[0].values, alone.values, rtol=1e-6, atol=0)
 
 
 @pytest.mark.parametrize("case", ["gd", "sgd", "adam"])

@@ -38,7 +38,7 @@ def start(n=2 * D, seed=1):
 
 
 def assert_same(a, b):
-    for name in ("steps", "theta", "losses"):
+    for name in ("steps", "values", "losses"):
         np.testing.assert_array_equal(getattr(a, name), getattr(b, name))
     for name, value in a.weights.items():
         np.testing.assert_array_equal(b.weights[name], value)

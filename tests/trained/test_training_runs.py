@@ -154,7 +154,7 @@ def test_many_runs_at_once_equal_a_loop(optimizer, full):
     for seed, (init, run) in enumerate(zip(inits, many, strict=True)):
         alone = train(model, data, init=init, rng=seed, **options)
         np.testing.assert_array_equal(run.steps, alone.steps)
-        np.testing.assert_allclose(run.theta, alone.theta, rtol=1e-9, atol=1e-12)
+        np.testing.assert_allclose(run.values, alone.values, rtol=1e-9, atol=1e-12)
         np.testing.assert_allclose(run.losses, alone.losses, rtol=1e-10)
         for name, value in alone.weights.items():
             np.testing.assert_allclose(run.weights[name], value, rtol=1e-9, atol=1e-12)
@@ -195,7 +195,7 @@ def test_full_heads_record_singular_values():
     run = train(head, data, init=init, lr=0.01, steps=30)
     w = run.weights
     expected = [np.linalg.svd(w[a] @ w[b].T, compute_uv=False)[:2] for a, b in head.matrix_products]
-    np.testing.assert_allclose(run.theta[-1], np.concatenate(expected), atol=1e-13)
+    np.testing.assert_allclose(run.values[-1], np.concatenate(expected), atol=1e-13)
     assert run.singular_values
     assert run.product_names[2] == "W_V W_O σ[0]"
 
