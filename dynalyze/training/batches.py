@@ -7,7 +7,7 @@ import numpy as np
 from dynalyze._core.arrays import IntArray
 from dynalyze._core.collectives import share
 from dynalyze._core.pytorch import torch
-from dynalyze.training.checkpoints import random_state, restore_random_state
+from dynalyze.training.checkpoints import random_state
 
 
 class Samples:
@@ -86,4 +86,5 @@ class Samples:
         """Go on from `state`."""
         self._position, self._on_device = int(state["position"]), None
         self._orders = state["orders"].numpy()
-        self._generators = [restore_random_state(one) for one in state["generators"]]
+        for generator, random in zip(self._generators, state["generators"], strict=True):
+            generator.bit_generator.state = random

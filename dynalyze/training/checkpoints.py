@@ -209,23 +209,6 @@ def random_state(generator: np.random.Generator) -> dict[str, Any]:
     return state
 
 
-def restore_random_state(state: Mapping[str, Any]) -> np.random.Generator:
-    """The generator that `random_state` described, at the same point of its stream.
-
-    Raises
-    ------
-    SavedFileError
-        If the state is of no bit generator of NumPy.
-    """
-    name = str(state.get("bit_generator"))
-    kind = getattr(np.random, name, None)
-    if not (isinstance(kind, type) and issubclass(kind, np.random.BitGenerator)):
-        raise SavedFileError(f"the random state names {name!r}, no bit generator of NumPy")
-    bits = kind()
-    bits.state = dict(state)
-    return np.random.Generator(bits)
-
-
 def as_json(value: Any) -> Any:
     """`value` after a round trip through JSON: tuples become lists, NumPy's numbers Python's."""
     return json.loads(json.dumps(value, default=_plain))

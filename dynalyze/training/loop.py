@@ -11,6 +11,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+from tqdm.auto import tqdm
+
 from dynalyze._core.collectives import all_reduce, every_rank, world
 from dynalyze._core.interrupts import interruptible, take
 from dynalyze._core.pytorch import torch
@@ -20,7 +22,6 @@ from dynalyze.models.data import as_positive_int
 from dynalyze.training.checkpoints import Checkpoint, save_checkpoint
 from dynalyze.training.claim import claimed
 from dynalyze.training.identity import check_same_run
-from dynalyze.training.progress import progress_bar
 
 Status = Literal["finished", "diverged", "max_seconds", "callback", "interrupted"]
 _MESSAGES: dict[Status, str] = {
@@ -76,7 +77,11 @@ class Loop(ABC):
 
     @abstractmethod
     def make_step(self) -> torch.Tensor:
-        """Make one step, and return what the callback is told: the losses before it."""
+        """Make one step, and return the losses before it."""
+
+    def shown(self, losses: torch.Tensor) -> Any:
+        """The losses as the callback is told them."""
+        return losses
 
     @abstractmethod
     def state(self) -> dict[str, Any]:
@@ -123,19 +128,22 @@ class Loop(ABC):
         """Train to the end, or until something stops it."""
         limit = math.inf if extent.max_seconds is None else extent.max_seconds
         started = time.monotonic()
+        hidden = not extent.progress or world()[0] != 0
         with (
             self.surroundings(),
             interruptible(),
-            progress_bar(self.n_steps, show=extent.progress, initial=self.step) as count,
+            tqdm(total=self.n_steps, initial=self.step, unit="step", disable=hidden) as bar,
         ):
             while not self.ended:
                 losses = self.make_step()
-                count(1)
+                bar.update()
                 if self.step % extent.checkpoint_every == 0:
                     self._save(extent)
                 if self.step % self.check_every == 0 and self.status == "finished":
                     interrupted, late = take(), time.monotonic() - started > limit
-                    told = extent.callback is not None and extent.callback(self.step, losses)
+                    told = extent.callback is not None and extent.callback(
+                        self.step, self.shown(losses)
+                    )
                     self._stop_if(interrupted, late, bool(told))
             self._save(extent)
             self.finish()

@@ -1,43 +1,12 @@
 """Training runs of heads and transformers with product weights: one, or many at once."""
 
-import functools
-import inspect
-from collections.abc import Callable
-from typing import ParamSpec, TypeVar
-
-from dynalyze._core.collectives import every_rank
 from dynalyze.training.assemble import run_all
+from dynalyze.training.keywords import called_with
 from dynalyze.training.options import ManyTrainings, OneTraining
 from dynalyze.training.result import TrainingRun
 
-_P = ParamSpec("_P")
-_Given = TypeVar("_Given")
-_Result = TypeVar("_Result")
 
-
-def _called_with(
-    kind: Callable[_P, _Given],
-) -> Callable[[Callable[[_Given], _Result]], Callable[_P, _Result]]:
-    """Have a function of one dataclass called with the arguments that make the dataclass."""
-
-    def decorate(function: Callable[[_Given], _Result]) -> Callable[_P, _Result]:
-        returned = inspect.signature(function).return_annotation
-        signature = inspect.signature(kind).replace(return_annotation=returned)
-
-        @functools.wraps(function)
-        def call(*args: _P.args, **keywords: _P.kwargs) -> _Result:
-            with every_rank():
-                signature.bind(*args, **keywords)  # whose errors do not name the dataclass
-                given = kind(*args, **keywords)
-            return function(given)
-
-        call.__signature__ = signature  # type: ignore[attr-defined]
-        return call
-
-    return decorate
-
-
-@_called_with(OneTraining)
+@called_with(OneTraining)
 def train(given: OneTraining) -> TrainingRun:
     """Train the product weights of a model from a small initialization.
 
@@ -126,7 +95,7 @@ def train(given: OneTraining) -> TrainingRun:
     return run_all(given)[0]
 
 
-@_called_with(ManyTrainings)
+@called_with(ManyTrainings)
 def train_many(given: ManyTrainings) -> tuple[TrainingRun, ...]:
     """Train from many initializations at once (scales, seeds), batched on one device.
 

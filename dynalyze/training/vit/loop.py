@@ -1,6 +1,7 @@
 """The loop of `train_vit`: batches of images, epochs, a tracker of spectra."""
 
-from collections.abc import Generator, Mapping
+import operator
+from collections.abc import Generator
 from contextlib import AbstractContextManager
 from dataclasses import asdict
 from pathlib import Path
@@ -14,11 +15,12 @@ from dynalyze.spectra.history import SpectraHistory
 from dynalyze.spectra.stored_weights import open_checkpoint
 from dynalyze.spectra.tracker import Tracker, track
 from dynalyze.training.checkpoints import write_weights
+from dynalyze.training.distributed import default_device
 from dynalyze.training.identity import describe
 from dynalyze.training.loop import Loop
 from dynalyze.training.vit.images import Batch, Images, VisionData, batches, epoch_order
 from dynalyze.training.vit.model import VisionTransformer, ViTShape
-from dynalyze.training.vit.options import ViTOptions
+from dynalyze.training.vit.options import VisionTraining, ViTOptions
 from dynalyze.training.vit.result import ViTRun
 
 # Processes agree on stopping by a collective, which is not for every step.
@@ -32,31 +34,27 @@ class VisionLoop(Loop):
     """Training of a vision transformer, its spectra tracked on rank 0."""
 
     def __init__(
-        self,
-        data: VisionData,
-        shape: ViTShape,
-        options: ViTOptions,
-        *,
-        scale: float,
-        seed: int,
-        device: torch.device,
-        track: Mapping[str, Any],
-        watched: bool,
+        self, data: VisionData, shape: ViTShape, options: ViTOptions, given: VisionTraining
     ) -> None:
-        self.data, self.shape, self.options, self.seed = data, shape, options, seed
-        self.device = device
+        self.data, self.shape, self.options = data, shape, options
+        self.seed, scale = operator.index(given.seed), float(given.scale)
+        self.device = device = (
+            default_device() if given.device is None else torch.device(given.device)
+        )
         self.rank, self.n_ranks = world()
-        self.model = VisionTransformer(shape, scale=scale, seed=seed).to(device)
+        self.model = VisionTransformer(shape, scale=scale, seed=self.seed).to(device)
         self.forward: torch.nn.Module = self.model
         self.optimizer = options.make_optimizer(self.model)
         self.scaler = options.make_scaler(device)
-        self.track_options = dict(track)
+        self.track_options: dict[str, Any] = {
+            "every": given.track_every, "n_values": given.n_values, "spectrum": given.spectrum,
+        }  # fmt: skip
         self.tracker: Tracker | None = None
         self._tracked: dict[str, Any] | None = None  # state of the tracker to go on with
         n_images = len(data.train.labels)
         self.steps_per_epoch = -(-n_images // options.batch_size)
         self.n_steps = self.steps_per_epoch * options.n_epochs
-        self.check_every = 1 if watched or self.n_ranks == 1 else _AGREE_EVERY
+        self.check_every = 1 if given.callback or self.n_ranks == 1 else _AGREE_EVERY
         self.loss_sum = torch.zeros((), dtype=torch.float64, device=device)
         self.epochs: list[list[float]] = []  # training loss, test loss, accuracy
         channels = (1, -1, 1, 1)
@@ -73,7 +71,7 @@ class VisionLoop(Loop):
             "shape": asdict(shape),
             "options": asdict(options),
             "scale": scale,
-            "seed": seed,
+            "seed": self.seed,
             "track": describe(self.track_options),
         }
 
@@ -145,6 +143,10 @@ class VisionLoop(Loop):
         if self.step % self.steps_per_epoch == 0 and self.status != "diverged":
             self._end_epoch()
         return share.detach()
+
+    def shown(self, losses: torch.Tensor) -> float:
+        """The loss over all ranks."""
+        return float(all_reduce(losses))
 
     def finish(self) -> None:
         """Make the closing record."""

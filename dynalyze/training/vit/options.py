@@ -1,14 +1,17 @@
 """How a vision transformer is trained: optimizer, schedule, precision."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
 from dynalyze._core.pytorch import torch
 from dynalyze.errors import InvalidInputError
 from dynalyze.models.data import as_positive_int
+from dynalyze.training.loop import Extent
+from dynalyze.training.vit.images import VisionData
+from dynalyze.training.vit.model import ViTShape
 
 _AUTOCAST = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -122,3 +125,20 @@ class ViTOptions:
                 "precision='float16' needs a GPU: choose 'bfloat16' or 'float32' on the CPU."
             )
         return torch.amp.GradScaler(device.type, enabled=self.precision == "float16")
+
+
+@dataclass(frozen=True)
+class VisionTraining(Extent):
+    """The arguments of `train_vit`, which explains them."""
+
+    data: VisionData | None = None
+    shape: ViTShape | None = None
+    options: ViTOptions | None = None
+    _: KW_ONLY
+    scale: float = 1.0
+    seed: int = 0
+    track_every: int = 50
+    n_values: int | None = 10
+    spectrum: str = "leading"
+    device: str | torch.device | None = None
+    callback: Callable[[int, float], bool | None] | None = None

@@ -1,43 +1,22 @@
 """Training a vision transformer while its attention spectra are tracked."""
 
-import operator
-import os
-from collections.abc import Callable
-
-from dynalyze._core.collectives import all_reduce, every_rank
+from dynalyze._core.collectives import every_rank
 from dynalyze._core.interrupts import held, interruptible
-from dynalyze._core.pytorch import torch
 from dynalyze.errors import InvalidInputError
-from dynalyze.training.distributed import default_device
-from dynalyze.training.loop import Extent, run_loop, told_of_late_interrupts
+from dynalyze.training.keywords import called_with
+from dynalyze.training.loop import run_loop, told_of_late_interrupts
 from dynalyze.training.vit.data import digits
 from dynalyze.training.vit.images import VisionData
 from dynalyze.training.vit.loop import VisionLoop
 from dynalyze.training.vit.model import ViTShape
-from dynalyze.training.vit.options import ViTOptions
+from dynalyze.training.vit.options import VisionTraining, ViTOptions
 from dynalyze.training.vit.result import ViTRun
 
 
 @held()
 @interruptible()
-def train_vit(
-    data: VisionData | None = None,
-    shape: ViTShape | None = None,
-    options: ViTOptions | None = None,
-    *,
-    scale: float = 1.0,
-    seed: int = 0,
-    track_every: int = 50,
-    n_values: int | None = 10,
-    spectrum: str = "leading",
-    device: str | torch.device | None = None,
-    checkpoint: str | os.PathLike[str] | None = None,
-    checkpoint_every: int = 1000,
-    keep_checkpoints: int = 2,
-    max_seconds: float | None = None,
-    callback: Callable[[int, float], bool | None] | None = None,
-    progress: bool = False,
-) -> ViTRun:
+@called_with(VisionTraining)
+def train_vit(given: VisionTraining) -> ViTRun:
     """Train a vision transformer as the paper does, tracking Δ(W_K W_Qᵀ) and Δ(W_V W_Oᵀ).
 
     Inside `dynalyze.training.distributed.process_group`, under torchrun, every process calls it
@@ -90,26 +69,10 @@ def train_vit(
         If a checkpoint is damaged.
     """
     with every_rank():
-        data = digits() if data is None else data
-        shape = _fitted(data, shape)
-        options = ViTOptions() if options is None else options
-        place = default_device() if device is None else torch.device(device)
-        extent = Extent(
-            checkpoint=checkpoint,
-            checkpoint_every=checkpoint_every,
-            keep_checkpoints=keep_checkpoints,
-            max_seconds=max_seconds,
-            callback=callback and (lambda step, loss: callback(step, float(all_reduce(loss)))),
-            progress=progress,
-        )
-    loop = run_loop(
-        lambda found: VisionLoop(
-            data, shape, options, scale=float(scale), seed=operator.index(seed), device=place,
-            track={"every": track_every, "n_values": n_values, "spectrum": spectrum},
-            watched=callback is not None,
-        ),
-        extent,
-    )  # fmt: skip
+        data = digits() if given.data is None else given.data
+        shape = _fitted(data, given.shape)
+    options = ViTOptions() if given.options is None else given.options
+    loop = run_loop(lambda found: VisionLoop(data, shape, options, given), given)
     return told_of_late_interrupts([loop.result()])[0]
 
 
