@@ -1,6 +1,5 @@
 """From the arguments of `train` to a loop, and from the loop to the runs."""
 
-import operator
 import secrets
 from collections.abc import Sequence
 from itertools import zip_longest
@@ -8,36 +7,24 @@ from typing import Any
 
 import numpy as np
 
-from dynalyze._core.arrays import IntArray
-from dynalyze._core.collectives import every_rank, of_first_rank, share
+from dynalyze._core.collectives import every_rank, of_first_rank
 from dynalyze._core.interrupts import held, interruptible
 from dynalyze._core.pytorch import torch
 from dynalyze._core.warn import warn
 from dynalyze.errors import DynalyzeWarning, InvalidInputError, LearningRateWarning
 from dynalyze.flow.initialization import Initialization
-from dynalyze.models.data import as_generator
 from dynalyze.models.losses import loss_name
-from dynalyze.models.torch.data import fingerprint, fingerprint_besides
-from dynalyze.models.torch.device import converted, type_named
-from dynalyze.models.torch.loss import SampleLoss
-from dynalyze.models.torch.network import loss_in
-from dynalyze.training.batches import Samples
+from dynalyze.models.torch.device import type_named
 from dynalyze.training.checkpoints import Checkpoint
-from dynalyze.training.engine import Engine, chunk_near_caches
-from dynalyze.training.graded import Grading
-from dynalyze.training.identity import describe, describe_module
 from dynalyze.training.loop import run_loop, told_of_late_interrupts
-from dynalyze.training.options import ManyTrainings, OneTraining, Options, Source
-from dynalyze.training.precision import Comparison, check_precision
+from dynalyze.training.options import ManyTrainings, OneTraining
+from dynalyze.training.precision import check_precision
 from dynalyze.training.product_loop import ProductLoop
-from dynalyze.training.recording import Recording
 from dynalyze.training.result import TrainingRun
 from dynalyze.training.trainable import Trainable, Weights, as_trainable, checked_samples
 
 # Gradient descent at a stable learning rate lowers the loss at every step, but for rounding.
 _TOLERATED_RISES = 0.01
-# Steps of a run in float32 at which its gradients are compared with those of float64.
-_LOOKS = 10
 
 
 @held()
@@ -68,7 +55,7 @@ def run_all(options: OneTraining | ManyTrainings) -> tuple[TrainingRun, ...]:
             (old if old is not None else new) if rng is None else rng
             for rng, old, new in zip_longest(options.sources, kept[: len(starts)], drawn)
         ]
-        return _loop(options, trainable, exact, problem, weights, starts, seeds)
+        return ProductLoop(options, trainable, exact, problem, weights, starts, seeds)
 
     loop = run_loop(build, options)
     configuration = {
@@ -82,82 +69,7 @@ def run_all(options: OneTraining | ManyTrainings) -> tuple[TrainingRun, ...]:
             "the loss is not finite at the initial weights of run 0: check data and init"
         )
     return told_of_late_interrupts(
-        _result(loop, run, start, options, configuration) for run, start in enumerate(starts)
-    )
-
-
-def _loop(
-    options: OneTraining | ManyTrainings,
-    trainable: Trainable,
-    exact: Trainable,
-    problem: tuple[torch.Tensor, torch.Tensor, SampleLoss],
-    weights: Weights,
-    starts: Sequence[Initialization],
-    seeds: Sequence[Source],
-) -> ProductLoop:
-    """The loop at its first step."""
-    inputs, targets, loss = problem
-    place, dtype = trainable.model.device, trainable.dtype
-    generators = [] if options.batch_size is None else list(map(as_generator, seeds))
-    recording = options.recording if options.recording is not None else Recording()
-    every, check_every = recording.resolved(
-        options.n_steps, matrices=trainable.matrices, cuda=place.type == "cuda"
-    )
-    chunk = chunk_near_caches(inputs, len(starts)) if place.type == "cpu" else None
-    comparison = None
-    if exact is not trainable:
-        mine = share(len(inputs))
-        comparison = Comparison(
-            Engine(exact, loss, options.stacked, chunk),
-            inputs[mine],
-            targets[mine],
-            len(inputs),
-            max(1, options.n_steps // _LOOKS),
-        )
-    identity = {
-        "kind": "train",
-        "model": describe_module(trainable.model.module),
-        "products": [list(pair) for pair in trainable.pairs],
-        "fixed weights": fingerprint_besides(trainable.pairs, trainable.model.module),
-        "data": fingerprint([inputs, targets]),
-        "loss": describe(options.loss),
-        "optimizer": options.optimizer,
-        "optimizer_options": describe(options.optimizer_options),
-        "lr": options.lr,
-        "batch_size": options.batch_size,
-        "precision": options.precision,
-        "recording": describe([recording.change, recording.every, recording.check_every]),
-        "runs": len(starts),
-        "initial weights": fingerprint(weights.values()),
-        "random order": describe(generators),
-    }
-    return ProductLoop(
-        engine=Engine(
-            trainable,
-            loss if exact is trainable else loss_in(loss, dtype, place),
-            options.stacked,
-            chunk,
-        ),
-        samples=Samples(
-            converted(inputs, inputs.device, dtype),
-            converted(targets, targets.device, dtype),
-            place,
-            generators,
-            options.batch_size,
-        ),
-        weights=weights,
-        optimizer=options.make_optimizer(weights),
-        n_steps=options.n_steps,
-        grading=Grading(weights, trainable.pairs)
-        if any(map(trainable.needs_grading, starts))
-        else None,
-        change=recording.change,
-        every=every,
-        check_every=check_every,
-        bound=options.divergence_bound,
-        identity=identity,
-        seeds=[operator.index(s) if isinstance(s, int | np.integer) else None for s in seeds],
-        comparison=comparison,
+        _result(loop, run, start, configuration) for run, start in enumerate(starts)
     )
 
 
@@ -165,10 +77,10 @@ def _result(
     loop: ProductLoop,
     run: int,
     init: Initialization,
-    options: Options,
     configuration: dict[str, Any],
 ) -> TrainingRun:
-    records, lr, trainable = loop.records[run], options.lr, loop.engine.trainable
+    records, trainable = loop.records[run], loop.engine.trainable
+    lr, optimizer = loop.options.lr, loop.options.optimizer
     rises = int(loop.rises[run])
     status: str = loop.status
     message = loop.message
@@ -183,7 +95,7 @@ def _result(
             f"{loop.diverged_at[run]}: lr={lr:g} is too large; try {lr / 4:g}"
         )
         warn(message, LearningRateWarning)
-    elif options.optimizer == "gd" and rises > _TOLERATED_RISES * loop.step:
+    elif optimizer == "gd" and rises > _TOLERATED_RISES * loop.step:
         message += (
             f"; the loss rose at {rises} of {loop.step} steps: lr={lr:g} is at the edge of "
             f"stability, and the run does not follow the gradient flow; try {lr / 4:g}"
@@ -198,14 +110,12 @@ def _result(
         name: value.detach().cpu().numpy()[(run,) if loop.engine.stacked else ()].copy()
         for name, value in loop.final_weights().items()
     }
-    observed = torch.stack(records.observed).numpy()
-    number: IntArray = np.array(records.steps, dtype=np.int64)
     return TrainingRun(
-        steps=number,
-        values=observed,
+        steps=np.array(records.steps, dtype=np.int64),
+        values=torch.stack(records.observed).numpy(),
         losses=np.array(records.losses),
         lr=lr,
-        optimizer=options.optimizer,
+        optimizer=optimizer,
         init=init,
         product_names=trainable.product_names,
         weights=final,

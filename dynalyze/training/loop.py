@@ -141,9 +141,7 @@ class Loop(ABC):
                     self._save(extent)
                 if self.step % self.check_every == 0 and self.status == "finished":
                     interrupted, late = take(), time.monotonic() - started > limit
-                    told = extent.callback is not None and extent.callback(
-                        self.step, self.shown(losses)
-                    )
+                    told = extent.callback and extent.callback(self.step, self.shown(losses))
                     self._stop_if(interrupted, late, bool(told))
             self._save(extent)
             self.finish()

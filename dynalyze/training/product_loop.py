@@ -1,56 +1,117 @@
 """The loop of `train`: gradients of product weights, records, a guard against divergence."""
 
-from collections.abc import Callable, Mapping
+import operator
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
 from typing import Any
 
-from dynalyze._core.pytorch import torch
-from dynalyze.models.torch.calculus import differentiable_attention
-from dynalyze.training.batches import Samples
-from dynalyze.training.engine import Engine
-from dynalyze.training.graded import Grading
-from dynalyze.training.loop import Loop
-from dynalyze.training.precision import Comparison
-from dynalyze.training.recording import Records
-from dynalyze.training.trainable import Weights
+import numpy as np
 
+from dynalyze._core.collectives import share
+from dynalyze._core.pytorch import torch
+from dynalyze.flow.initialization import Initialization
+from dynalyze.models.data import as_generator
+from dynalyze.models.torch.calculus import differentiable_attention
+from dynalyze.models.torch.data import fingerprint, fingerprint_besides
+from dynalyze.models.torch.device import converted
+from dynalyze.models.torch.loss import SampleLoss
+from dynalyze.models.torch.network import loss_in
+from dynalyze.training.batches import Samples
+from dynalyze.training.engine import Engine, chunk_near_caches
+from dynalyze.training.graded import Grading
+from dynalyze.training.identity import describe, describe_module
+from dynalyze.training.loop import Loop
+from dynalyze.training.options import ManyTrainings, OneTraining, Source
+from dynalyze.training.precision import Comparison
+from dynalyze.training.recording import Recording, Records
+from dynalyze.training.trainable import Trainable, Weights
+
+# Steps of a run in float32 at which its gradients are compared with those of float64.
+_LOOKS = 10
 # At a stable learning rate no column grows by much in so many steps.
 _STEPS_PER_GRADING = 10
 
 
-@dataclass
 class ProductLoop(Loop):
-    """Training of the product weights of one run or of many."""
+    """Training of the product weights of one run or of many.
 
-    engine: Engine
-    samples: Samples
-    weights: Weights  # leaves that require gradients, updated in place by the optimizer
-    optimizer: torch.optim.Optimizer
-    n_steps: int
-    change: float  # of a recorded quantity since the last record, that calls for another
-    every: int
-    check_every: int
-    bound: Callable[[torch.Tensor], torch.Tensor]  # from initial losses to those of divergence
-    identity: Mapping[str, Any]
-    seeds: list[int | None]  # of the random order, one per run, where the library drew it
-    grading: Grading | None = None  # of full weights at the smallest scales
-    comparison: Comparison | None = None  # of gradients in lower precision
-    records: list[Records] = field(default_factory=list)  # one per run
-    diverged_at: dict[int, int] = field(default_factory=dict)  # run to step
+    Parameters
+    ----------
+    options : OneTraining or ManyTrainings
+        What was asked for.
+    trainable, exact : Trainable
+        What is trained, in the precision asked for and in float64; the same where that is float64.
+    problem : tuple
+        Inputs and targets in float64, on the CPU, and the loss of a sample.
+    weights : dict of Tensor
+        Leaves that require gradients, updated in place by the optimizer.
+    starts : sequence of Initialization
+        One for each run.
+    seeds : sequence of Generator or int
+        Sources of the random order, one for each run.
+    """
 
-    def __post_init__(self) -> None:
-        first = next(iter(self.weights.values()))
-        self.device = first.device
+    def __init__(
+        self,
+        options: OneTraining | ManyTrainings,
+        trainable: Trainable,
+        exact: Trainable,
+        problem: tuple[torch.Tensor, torch.Tensor, SampleLoss],
+        weights: Weights,
+        starts: Sequence[Initialization],
+        seeds: Sequence[Source],
+    ) -> None:
+        inputs, targets, loss = problem
+        self.options, self.weights, self.n_steps = options, weights, options.n_steps
+        self.device, dtype = trainable.model.device, trainable.dtype
+        self.optimizer = options.make_optimizer(weights)
+        generators = [] if options.batch_size is None else list(map(as_generator, seeds))
+        # A checkpoint keeps those that are numbers; the state of the others is in its order.
+        self.seeds = [operator.index(s) if isinstance(s, int | np.integer) else None for s in seeds]
+        recording = options.recording if options.recording is not None else Recording()
+        self._change = recording.change  # since the last record, that calls for another
+        self._every, self.check_every = recording.resolved(
+            self.n_steps, matrices=trainable.matrices, cuda=self.device.type == "cuda"
+        )
+        own_loss = loss if exact is trainable else loss_in(loss, dtype, self.device)
+        chunk = chunk_near_caches(inputs, len(starts)) if self.device.type == "cpu" else None
+        self.engine = Engine(trainable, own_loss, options.stacked, chunk)
+        x, y = (converted(part, part.device, dtype) for part in (inputs, targets))
+        self.samples = Samples(x, y, self.device, generators, options.batch_size)
+        graded = any(map(trainable.needs_grading, starts))  # full weights, at the smallest scales
+        self.grading = Grading(weights, trainable.pairs) if graded else None
+        self.comparison: Comparison | None = None  # of gradients in lower precision
+        if exact is not trainable:
+            mine, every = share(len(inputs)), max(1, self.n_steps // _LOOKS)
+            engine = Engine(exact, loss, options.stacked, chunk)
+            self.comparison = Comparison(engine, inputs[mine], targets[mine], len(inputs), every)
         observed = self._observe()
         n_runs = len(observed)
         self.records = [Records() for _ in range(n_runs)]
+        self.diverged_at: dict[int, int] = {}  # run to step
         self._last = observed.clone()  # (n_runs, n_recorded), at the last record of each run
         infinite = torch.full((n_runs,), torch.inf, dtype=torch.float64, device=self.device)
         self._initial, self._previous = infinite, infinite
         self.rises = torch.zeros(n_runs, dtype=torch.int64, device=self.device)
         # A rise within rounding is none, also where the loss has come down to it.
-        self._rounding = 4500 * torch.finfo(first.dtype).eps
+        self._rounding = 4500 * torch.finfo(dtype).eps
+        self.identity = {
+            "kind": "train",
+            "model": describe_module(trainable.model.module),
+            "products": [list(pair) for pair in trainable.pairs],
+            "fixed weights": fingerprint_besides(trainable.pairs, trainable.model.module),
+            "data": fingerprint([inputs, targets]),
+            "loss": describe(options.loss),
+            "optimizer": options.optimizer,
+            "optimizer_options": describe(options.optimizer_options),
+            "lr": options.lr,
+            "batch_size": options.batch_size,
+            "precision": options.precision,
+            "recording": describe([recording.change, recording.every, recording.check_every]),
+            "runs": len(starts),
+            "initial weights": fingerprint(weights.values()),
+            "random order": describe(generators),
+        }
 
     @property
     def ended(self) -> bool:
@@ -93,7 +154,7 @@ class ProductLoop(Loop):
         observed = self._observe()
         moved = (observed - self._last).abs().amax(1)
         # One look at the device for both.
-        due, suspect = torch.stack([moved >= self.change, self._beyond(losses)]).tolist()
+        due, suspect = torch.stack([moved >= self._change, self._beyond(losses)]).tolist()
         whole = losses if self.samples.full_batch else None
         running = [run for run in range(len(self.records)) if run not in self.diverged_at]
         if any(suspect[run] for run in running):
@@ -106,7 +167,7 @@ class ProductLoop(Loop):
             if not self.records[run].steps
             or (
                 run not in self.diverged_at
-                and (due[run] or self.step - self.records[run].steps[-1] >= self.every)
+                and (due[run] or self.step - self.records[run].steps[-1] >= self._every)
             )
         ]
         if wanted:
@@ -127,7 +188,7 @@ class ProductLoop(Loop):
         self._record(sound, self._observe(), losses)
 
     def _beyond(self, losses: torch.Tensor) -> torch.Tensor:
-        return ~(losses <= self.bound(self._initial)) | ~losses.isfinite()
+        return ~(losses <= self.options.divergence_bound(self._initial)) | ~losses.isfinite()
 
     def _note_divergence(self, whole: torch.Tensor) -> None:
         for run, is_bad in enumerate(self._beyond(whole).tolist()):
