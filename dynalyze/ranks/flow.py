@@ -20,6 +20,7 @@ from dynalyze.errors import FlowError, InvalidInputError
 from dynalyze.flow.initialization import Initialization
 from dynalyze.models.torch.calculus import differentiable_attention
 from dynalyze.models.torch.loss import SampleLoss
+from dynalyze.training.batches import Batch
 from dynalyze.training.engine import Engine, chunk_near_caches
 from dynalyze.training.graded import Grading
 from dynalyze.training.heads import FullHead
@@ -120,12 +121,12 @@ def simulate(
     trainable = as_trainable(head)
     samples = checked_samples(trainable, data, loss)
     place, sample_loss = trainable.model.device, samples[2]
-    inputs, targets = (part.to(place) for part in samples[:2])
+    batch = Batch(*(part.to(place) for part in samples[:2]), len(samples[0]))
     engine = Engine(
         trainable,
         sample_loss,
         stacked=False,
-        chunk=chunk_near_caches(inputs, 1) if place.type == "cpu" else None,
+        chunk=chunk_near_caches(batch.inputs, 1) if place.type == "cpu" else None,
     )
     weights = trainable.initial_weights(init, graded=True)
     grading = Grading(weights, head.matrix_products)
@@ -142,7 +143,7 @@ def simulate(
 
     def field_of(t: float, y: FloatArray) -> FloatArray:
         at = {name: part.requires_grad_() for name, part in unpack(y).items()}
-        engine.losses_and_gradients(at, inputs, targets, len(inputs), shared=True)
+        engine.losses_and_gradients(at, batch)
         return -pack(w.grad for w in at.values() if w.grad is not None)
 
     if method == "auto":
@@ -154,7 +155,7 @@ def simulate(
     def record(weights: Weights) -> None:
         with torch.no_grad():
             observed.append(trainable.observe(weights).cpu())
-        losses.append(engine.losses(weights, inputs, targets, len(inputs)).item())
+        losses.append(engine.losses(weights, batch).item())
 
     with differentiable_attention():
         record(weights)

@@ -1,6 +1,6 @@
 """The samples of each step, the same for every rank and every resumed run."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -8,6 +8,15 @@ from dynalyze._core.arrays import IntArray
 from dynalyze._core.collectives import share
 from dynalyze._core.pytorch import torch
 from dynalyze.training.checkpoints import random_state
+
+
+class Batch(NamedTuple):
+    """Share of this rank in the samples of one step."""
+
+    inputs: torch.Tensor  # (n_mine, ...), or (n_runs, n_mine, ...) where each run has its own
+    targets: torch.Tensor
+    size: int  # samples over all ranks
+    shared: bool = True  # whether all runs see the same samples
 
 
 class Samples:
@@ -46,19 +55,15 @@ class Samples:
         self._on_device: torch.Tensor | None = None  # the orders, (n_runs, n_samples)
         self._position = 0
 
-    def whole(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Share of this rank in all samples, shape (n_mine, ...)."""
-        if self.full_batch:
-            return self._inputs, self._targets
-        return self._inputs[self._share], self._targets[self._share]
+    def whole(self) -> Batch:
+        """All samples."""
+        mine = slice(None) if self.full_batch else self._share
+        return Batch(self._inputs[mine], self._targets[mine], self.n_samples)
 
-    def next_batch(self, stacked: bool) -> tuple[torch.Tensor, torch.Tensor, int]:
-        """Share of this rank in the next batch, and the size of the whole batch.
-
-        With `stacked`, each run has a batch of its own and the shape is (n_runs, n_mine, ...).
-        """
+    def next_batch(self, stacked: bool) -> Batch:
+        """The samples of the next step; with `stacked`, each run has its own."""
         if self.full_batch:
-            return self._inputs, self._targets, self.n_samples
+            return self.whole()
         if self._position >= self._orders.shape[1]:
             orders = [generator.permutation(self.n_samples) for generator in self._generators]
             self._orders, self._position, self._on_device = np.stack(orders), 0, None
@@ -72,7 +77,7 @@ class Samples:
         self._position += size
         if not stacked:
             indices = indices[0]
-        return self._inputs[indices], self._targets[indices], size
+        return Batch(self._inputs[indices], self._targets[indices], size, not stacked)
 
     def state(self) -> dict[str, Any]:
         """State of the random order, for a checkpoint."""

@@ -8,6 +8,7 @@ from dynalyze.errors import DynalyzeError, InvalidInputError
 from dynalyze.models.torch.device import is_device_error, is_out_of_memory
 from dynalyze.models.torch.loss import SampleLoss
 from dynalyze.models.torch.network import with_weights
+from dynalyze.training.batches import Batch
 from dynalyze.training.trainable import Trainable, Weights
 
 # Inputs of one pass on a CPU, counted once per run: measured on the paper's toy head, 1 to 32 runs
@@ -30,50 +31,21 @@ class Engine:
     stacked: bool  # whether weights have a leading axis of runs
     chunk: int | None = None  # samples per pass; halved where the device runs out of memory
 
-    def losses(
-        self, weights: Weights, inputs: torch.Tensor, targets: torch.Tensor, size: int
-    ) -> torch.Tensor:
-        """Mean loss over `size` samples, of which those given are this rank's.
-
-        Returns
-        -------
-        Tensor, shape () or (n_runs,)
-        """
+    def losses(self, weights: Weights, batch: Batch) -> torch.Tensor:
+        """Mean loss over a batch, shape () or (n_runs,)."""
         with torch.no_grad():
-            (total,) = self._sum(weights, inputs, targets, size, shared=True, gradient=False)
-        return total
+            return self._sum(weights, batch, gradient=False)[0]
 
-    def losses_and_gradients(
-        self,
-        weights: Weights,
-        inputs: torch.Tensor,
-        targets: torch.Tensor,
-        size: int,
-        *,
-        shared: bool,
-    ) -> torch.Tensor:
-        """The losses as by `losses`; the gradients are left in each weight's ``grad``.
-
-        With `shared` all runs see the same samples, else `inputs` and `targets` have a leading
-        axis of runs.
-        """
-        total, *gradients = self._sum(weights, inputs, targets, size, shared=shared, gradient=True)
+    def losses_and_gradients(self, weights: Weights, batch: Batch) -> torch.Tensor:
+        """The losses as by `losses`; the gradients are left in each weight's ``grad``."""
+        total, *gradients = self._sum(weights, batch, gradient=True)
         for weight, gradient in zip(weights.values(), gradients, strict=True):
             weight.grad = gradient
         return total
 
-    def _sum(
-        self,
-        weights: Weights,
-        inputs: torch.Tensor,
-        targets: torch.Tensor,
-        size: int,
-        *,
-        shared: bool,
-        gradient: bool,
-    ) -> list[torch.Tensor]:
-        axis = 0 if shared else 1
-        n_mine = inputs.shape[axis]
+    def _sum(self, weights: Weights, batch: Batch, *, gradient: bool) -> list[torch.Tensor]:
+        axis = 0 if batch.shared else 1
+        n_mine = batch.inputs.shape[axis]
         first = next(iter(weights.values()))
         runs = first.shape[:1] if self.stacked else ()
         sums = [torch.zeros(runs, dtype=torch.float64, device=first.device)]
@@ -82,9 +54,9 @@ class Engine:
         start = 0
         while start < n_mine:
             length = min(self.chunk or n_mine, n_mine - start)
-            x, y = (t.narrow(axis, start, length) for t in (inputs, targets))
+            x, y = (t.narrow(axis, start, length) for t in (batch.inputs, batch.targets))
             try:
-                parts = self._pass(weights, x, y, size, shared=shared, gradient=gradient)
+                parts = self._pass(weights, Batch(x, y, batch.size, batch.shared), gradient)
             except RuntimeError as error:
                 if not is_out_of_memory(error):
                     raise
@@ -99,20 +71,9 @@ class Engine:
             start += length
         return _over_ranks(sums)
 
-    def _pass(
-        self,
-        weights: Weights,
-        inputs: torch.Tensor,
-        targets: torch.Tensor,
-        size: int,
-        *,
-        shared: bool,
-        gradient: bool,
-    ) -> list[torch.Tensor]:
-        def share_of_mean(
-            some: Weights, inputs: torch.Tensor, targets: torch.Tensor
-        ) -> torch.Tensor:
-            return self.loss(self.trainable(some, inputs), targets).sum() / size
+    def _pass(self, weights: Weights, batch: Batch, gradient: bool) -> list[torch.Tensor]:
+        def share_of_mean(some: Weights, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+            return self.loss(self.trainable(some, x), y).sum() / batch.size
 
         def with_slopes(values: torch.Tensor) -> list[torch.Tensor]:
             if not gradient:
@@ -120,14 +81,12 @@ class Engine:
             # The runs do not meet: the gradient of their sum holds the gradient of each.
             return [values.detach(), *torch.autograd.grad(values.sum(), list(weights.values()))]
 
+        x, y = batch.inputs, batch.targets
         if self.stacked:
-            over = None if shared else 0
+            over = None if batch.shared else 0
+            each = torch.func.vmap(share_of_mean, in_dims=(0, over, over))
             try:
-                return with_slopes(
-                    torch.func.vmap(share_of_mean, in_dims=(0, over, over))(
-                        weights, inputs, targets
-                    )
-                )
+                return with_slopes(each(weights, x, y))
             except RuntimeError as error:
                 if is_out_of_memory(error) or is_device_error(error):
                     raise
@@ -140,7 +99,7 @@ class Engine:
         return with_weights(
             self.trainable.module,
             weights,
-            lambda module: with_slopes(self.loss(module(inputs), targets).sum() / size),
+            lambda module: with_slopes(self.loss(module(x), y).sum() / batch.size),
         )
 
 

@@ -8,7 +8,7 @@ from dynalyze._core.arrays import FloatArray
 from dynalyze._core.pytorch import torch
 from dynalyze.errors import InvalidInputError
 from dynalyze.models.torch.device import converted
-from dynalyze.training.batches import Samples
+from dynalyze.training.batches import Batch, Samples
 from dynalyze.training.engine import Engine
 from dynalyze.training.trainable import Trainable, Weights
 
@@ -36,9 +36,7 @@ class Comparison:
     """Gradients of the loss on all samples in float32 and in float64, at a few points of a run."""
 
     exact: Engine  # in float64
-    inputs: torch.Tensor  # share of this rank, in float64, on the CPU
-    targets: torch.Tensor
-    n_samples: int
+    samples: Batch  # all of them, in float64, on the CPU
     every: int  # steps from look to look
     looks: list[list[float]] = field(default_factory=list)  # step, then the error of each run
 
@@ -48,9 +46,9 @@ class Comparison:
             return
         double = {name: w.detach().double().requires_grad_() for name, w in weights.items()}
         device = next(iter(double.values())).device
-        mine = self.inputs.to(device), self.targets.to(device)
-        self.exact.losses_and_gradients(double, *mine, self.n_samples, shared=True)
-        engine.losses_and_gradients(weights, *samples.whole(), self.n_samples, shared=True)
+        inputs, targets, *rest = self.samples
+        self.exact.losses_and_gradients(double, Batch(inputs.to(device), targets.to(device), *rest))
+        engine.losses_and_gradients(weights, samples.whole())
         pairs = [(w.grad, double[name].grad) for name, w in weights.items()]
         squares = [
             torch.stack([_square(a.double() - b, engine.stacked), _square(b, engine.stacked)])

@@ -16,7 +16,7 @@ from dynalyze.models.torch.data import fingerprint, fingerprint_besides
 from dynalyze.models.torch.device import converted
 from dynalyze.models.torch.loss import SampleLoss
 from dynalyze.models.torch.network import loss_in
-from dynalyze.training.batches import Samples
+from dynalyze.training.batches import Batch, Samples
 from dynalyze.training.engine import Engine, chunk_near_caches
 from dynalyze.training.graded import Grading
 from dynalyze.training.identity import describe, describe_module
@@ -84,7 +84,8 @@ class ProductLoop(Loop):
         if exact is not trainable:
             mine, every = share(len(inputs)), max(1, self.n_steps // _LOOKS)
             engine = Engine(exact, loss, options.stacked, chunk)
-            self.comparison = Comparison(engine, inputs[mine], targets[mine], len(inputs), every)
+            whole = Batch(inputs[mine], targets[mine], len(inputs))
+            self.comparison = Comparison(engine, whole, every)
         observed = self._observe()
         n_runs = len(observed)
         self.records = [Records() for _ in range(n_runs)]
@@ -132,11 +133,8 @@ class ProductLoop(Loop):
             self.grading.grade(self.weights)
         if self.comparison is not None:
             self.comparison.look(self.step, self.weights, self.engine, self.samples)
-        inputs, targets, size = self.samples.next_batch(self.engine.stacked)
-        shared = self.samples.full_batch or not self.engine.stacked
-        losses = self.engine.losses_and_gradients(
-            self.weights, inputs, targets, size, shared=shared
-        )
+        batch = self.samples.next_batch(self.engine.stacked)
+        losses = self.engine.losses_and_gradients(self.weights, batch)
         losses = losses.reshape(len(self.records))
         if self.step == 0:
             self._initial = losses if self.samples.full_batch else self._whole_losses()
@@ -196,7 +194,7 @@ class ProductLoop(Loop):
                 self.diverged_at.setdefault(run, self.step)
 
     def _whole_losses(self) -> torch.Tensor:
-        losses = self.engine.losses(self.weights, *self.samples.whole(), self.samples.n_samples)
+        losses = self.engine.losses(self.weights, self.samples.whole())
         return losses.reshape(len(self.records))
 
     def _observe(self) -> torch.Tensor:
