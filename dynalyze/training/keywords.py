@@ -18,13 +18,18 @@ def called_with(
     """Have a function of one dataclass called with the arguments that make the dataclass."""
 
     def decorate(function: Callable[[_Given], _Result]) -> Callable[_P, _Result]:
-        returned = inspect.signature(function).return_annotation
-        signature = inspect.signature(kind).replace(return_annotation=returned)
+        # Keywords that must be given stand before those that a base class declares.
+        parameters = inspect.signature(kind).parameters.values()
+        in_order = sorted(parameters, key=lambda p: (p.kind, p.default is not p.empty))
+        signature = inspect.signature(function).replace(parameters=in_order)
 
         @functools.wraps(function)
         def call(*args: _P.args, **keywords: _P.kwargs) -> _Result:
             with every_rank():
-                signature.bind(*args, **keywords)  # whose errors do not name the dataclass
+                try:
+                    signature.bind(*args, **keywords)
+                except TypeError as error:
+                    raise TypeError(f"{function.__name__}() {error}") from None
                 given = kind(*args, **keywords)
             return function(given)
 

@@ -1,5 +1,7 @@
 """What a training run refuses or warns of, by the text the user reads."""
 
+import inspect
+
 import numpy as np
 import pytest
 import torch
@@ -207,3 +209,11 @@ def test_warnings_point_at_the_call():
     with pytest.warns(LearningRateWarning) as caught:
         train(DiagonalHead(D), DATA, init=start(-1), lr=40.0, steps=50)
     assert caught[0].filename == __file__
+
+
+def test_keywords_that_are_not_known_or_lack_name_the_function():
+    with pytest.raises(TypeError, match=r"^train\(\) got an unexpected keyword argument 'rate'$"):
+        train(DiagonalHead(D), DATA, rate=0.1)
+    with pytest.raises(TypeError, match=r"^train_many\(\) missing a required argument: 'lr'$"):
+        train_many(DiagonalHead(D), DATA, [start()], steps=2)
+    assert list(inspect.signature(train).parameters)[:3] == ["model", "data", "lr"]

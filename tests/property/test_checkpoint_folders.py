@@ -11,7 +11,7 @@ import torch
 
 from dynalyze import Initialization
 from dynalyze.errors import DynalyzeWarning, InvalidInputError
-from dynalyze.training import DiagonalHead, claim, train
+from dynalyze.training import DiagonalHead, claim, train, train_many
 from dynalyze.training.checkpoints import latest_checkpoint, save_checkpoint
 from dynalyze.training.claim import claimed
 
@@ -192,3 +192,25 @@ def test_a_folder_that_cannot_be_one(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(InvalidInputError, match="cannot be used as a folder for checkpoints"):
         run(tmp_path / "file", 5)
+
+
+def test_runs_that_share_a_generator_share_it_after_a_crash_too(tmp_path):
+    def batched(folder, callback=None):
+        generator = np.random.default_rng(3)
+        inits = [Initialization.gaussian(6, log10_alpha=-1, rng=seed) for seed in (1, 2)]
+        return train_many(
+            DiagonalHead(3), (X, 0.5 * X), inits, lr=0.01, steps=20, optimizer="sgd", batch_size=5,
+            rngs=[generator, generator], checkpoint=folder, checkpoint_every=4, callback=callback,
+        )  # fmt: skip
+
+    batched(tmp_path, lambda step, losses: step == 10)
+    for one, other in zip(batched(None), batched(tmp_path), strict=True):
+        np.testing.assert_array_equal(one.theta, other.theta)
+
+
+def test_as_many_checkpoints_are_kept_as_asked_for(tmp_path):
+    run(tmp_path, 20, keep_checkpoints=3)
+    kept = sorted(int(place.name[5:]) for place in tmp_path.iterdir())
+    assert kept == [15, 18, 20]
+    with pytest.raises(InvalidInputError, match="keep_checkpoints=0: must be a positive integer"):
+        run(tmp_path, 30, keep_checkpoints=0)
