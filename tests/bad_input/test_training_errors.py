@@ -213,7 +213,7 @@ def test_warnings_point_at_the_call():
 
 def test_keywords_that_are_not_known_or_lack_name_the_function():
     with pytest.raises(TypeError, match=r"^train\(\) got an unexpected keyword argument 'rate'$"):
-        train(DiagonalHead(D), DATA, rate=0.1)
+        train(DiagonalHead(D), DATA, lr=0.1, rate=0.1)
     with pytest.raises(TypeError, match=r"^train_many\(\) missing a required argument: 'lr'$"):
         train_many(DiagonalHead(D), DATA, [start()], steps=2)
     assert list(inspect.signature(train).parameters)[:3] == ["model", "data", "lr"]
