@@ -121,7 +121,7 @@ def simulate(
     trainable = as_trainable(head)
     samples = checked_samples(trainable, data, loss)
     place, sample_loss = trainable.model.device, samples[2]
-    batch = Batch(*(part.to(place) for part in samples[:2]), len(samples[0]))
+    batch = Batch(samples[0].to(place), samples[1].to(place), len(samples[0]))
     engine = Engine(
         trainable,
         sample_loss,

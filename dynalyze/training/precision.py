@@ -46,8 +46,10 @@ class Comparison:
             return
         double = {name: w.detach().double().requires_grad_() for name, w in weights.items()}
         device = next(iter(double.values())).device
-        inputs, targets, *rest = self.samples
-        self.exact.losses_and_gradients(double, Batch(inputs.to(device), targets.to(device), *rest))
+        inputs, targets = self.samples.inputs.to(device), self.samples.targets.to(device)
+        self.exact.losses_and_gradients(
+            double, self.samples._replace(inputs=inputs, targets=targets)
+        )
         engine.losses_and_gradients(weights, samples.whole())
         pairs = [(w.grad, double[name].grad) for name, w in weights.items()]
         squares = [
