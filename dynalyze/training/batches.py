@@ -57,8 +57,9 @@ class Samples:
 
     def whole(self) -> Batch:
         """All samples."""
-        mine = slice(None) if self.full_batch else self._share
-        return Batch(self._inputs[mine], self._targets[mine], self.n_samples)
+        if self.full_batch:
+            return Batch(self._inputs, self._targets, self.n_samples)
+        return Batch(self._inputs[self._share], self._targets[self._share], self.n_samples)
 
     def next_batch(self, stacked: bool) -> Batch:
         """The samples of the next step; with `stacked`, each run has its own."""

@@ -48,7 +48,7 @@ with process_group(device="cpu") as process:
     head = FullHead(D, 2)
     inits = [Initialization.gaussian(head.n_weights, log10_alpha=-1, rng=s) for s in (0, 1)]
     many = train_many(head, data, inits, lr=0.05, steps=20)
-    results["many"] = np.array([run.theta[-1] for run in many])
+    results["many"] = np.array([run.values[-1] for run in many])
     np.savez(f"{out}.{process.rank}.npz", **results)
 """
 
