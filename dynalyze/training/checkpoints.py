@@ -30,6 +30,8 @@ _STAMP = "dynalyze checkpoint"
 TENSORS, _STATE = "tensors.safetensors", "state.json"
 _FINAL = re.compile(r"step-(\d{9,})")
 _HALF_WRITTEN = re.compile(r"\.tmp\w{6}")  # the name under which safetensors writes a file
+# The files of a checkpoint, and what safetensors was killed while writing.
+_OWN_FILE = re.compile(rf"{re.escape(TENSORS)}|{re.escape(_STATE)}|\.tmp\w+")
 _TEMPORARY = re.compile(r"\.(step-\d{9,}|initial)\.\d+")
 
 

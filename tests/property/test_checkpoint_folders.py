@@ -94,6 +94,7 @@ def test_what_killed_runs_left_is_removed(tmp_path):
         ".step-000000007.4713": [".tmp5MHLoE"],  # what safetensors was writing
         ".step-000000002.47130": ["tensors.safetensors", "state.json"],
         ".initial.4714": ["tensors.safetensors"],
+        ".step-000000007.4715": [".tmpN37q2b"],  # safetensors' own, before it has its name
     }.items():
         (tmp_path / name).mkdir()
         for file in files:
