@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from dynalyze import ranks as ranks
     from dynalyze import spectra as spectra
     from dynalyze import training as training
+    from dynalyze._core.status import Status
     from dynalyze.checks.assumptions import check_assumptions
     from dynalyze.checks.comparison import Comparison, compare
     from dynalyze.checks.report import AssumptionReport
@@ -27,15 +28,12 @@ if TYPE_CHECKING:
         KernelCacheWarning,
         LearningRateWarning,
         MissingDependencyError,
-        NoLimitPointError,
         NonSmoothWarning,
         SavedFileError,
         StagesOverlapWarning,
         UnconfirmedLayoutWarning,
         UncountedStepsWarning,
-        UndecidedTransitionError,
         UnreadableCheckpointWarning,
-        UnsolvedBranchError,
         UpcastWarning,
     )
     from dynalyze.flow.initialization import Initialization
@@ -48,7 +46,6 @@ _HOMES = {
     "AssumptionReport": "checks.report",
     "Comparison": "checks.comparison",
     "ConstantFeatureWarning": "errors",
-    "UndecidedTransitionError": "errors",
     "DynalyzeError": "errors",
     "DynalyzeWarning": "errors",
     "FlowError": "errors",
@@ -58,16 +55,15 @@ _HOMES = {
     "KernelCacheWarning": "errors",
     "LearningRateWarning": "errors",
     "MissingDependencyError": "errors",
-    "NoLimitPointError": "errors",
     "NonSmoothWarning": "errors",
     "SavedFileError": "errors",
     "StagePrediction": "stages.prediction",
     "StagesOverlapWarning": "errors",
+    "Status": "_core.status",
     "AttentionLeftOutWarning": "errors",
     "UncountedStepsWarning": "errors",
     "UnconfirmedLayoutWarning": "errors",
     "UnreadableCheckpointWarning": "errors",
-    "UnsolvedBranchError": "errors",
     "UpcastWarning": "errors",
     "Trajectory": "flow.trajectory",
     "check_assumptions": "checks.assumptions",
@@ -93,17 +89,15 @@ __all__ = [
     "KernelCacheWarning",
     "LearningRateWarning",
     "MissingDependencyError",
-    "NoLimitPointError",
     "NonSmoothWarning",
     "SavedFileError",
     "StagePrediction",
     "StagesOverlapWarning",
+    "Status",
     "Trajectory",
     "UnconfirmedLayoutWarning",
     "UncountedStepsWarning",
-    "UndecidedTransitionError",
     "UnreadableCheckpointWarning",
-    "UnsolvedBranchError",
     "UpcastWarning",
     "__version__",
     "check_assumptions",

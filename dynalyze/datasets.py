@@ -18,6 +18,16 @@ from dynalyze.models.data import as_generator
 _TEACHER_W_K_W_Q = (-0.299, -0.284, 0.0, -0.049, -0.133, 0.747, 0.524, -0.926, 0.104, -0.656)
 _TEACHER_W_V_W_O = (0.856, -0.270, 0.809, 2.765, 1.974, -1.099, -0.11, 0.0, 0.055, -0.037)
 
+__all__ = [
+    "Dataset",
+    "diabetes",
+    "digits",
+    "load_csv",
+    "load_npz",
+    "sparse_teacher",
+    "toy_head",
+]
+
 
 class Dataset(NamedTuple):
     """Inputs and targets, with names of the features where there are any."""

@@ -1,4 +1,4 @@
-"""Errors and warnings of the library, all importable from `dynalyze`."""
+"""Errors and warnings of the library; those that reach a caller are importable from `dynalyze`."""
 
 from typing import Any
 

@@ -6,7 +6,8 @@ import sympy as sp
 from dynalyze import predict_stages
 from dynalyze.models.linear import DiagonalLinear
 from dynalyze.stages.equations import initial_log_scale
-from dynalyze.symbolic import ScalarProduct, time_until_active
+from dynalyze.symbolic import ScalarProduct
+from dynalyze.symbolic.equations import time_until_active
 from theory.derivation import equation, hold_against, prove, say, show
 
 

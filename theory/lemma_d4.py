@@ -8,7 +8,8 @@ positive.*
 import numpy as np
 import sympy as sp
 
-from dynalyze.symbolic import diagonal_linear, stages, time_until_active
+from dynalyze.symbolic import diagonal_linear, stages
+from dynalyze.symbolic.equations import time_until_active
 from theory.derivation import equation, prove, prove_zero, say, show
 
 
@@ -55,7 +56,7 @@ def main() -> None:
         if sigma.det() == 0:
             continue
         found = stages(diagonal_linear(sigma, list(r), 1))
-        for k, gone in enumerate(found.left):
+        for k, gone in enumerate(found.departed):
             field = r - sigma * sp.Matrix(found.theta[k + 1])
             for i in gone:
                 b = found.b[k + 1][i]

@@ -7,7 +7,7 @@ import numpy as np
 import sympy as sp
 
 from dynalyze.flow.coordinates import LogCoordinates
-from dynalyze.stages import log_scale
+from dynalyze.stages.equations import log_scale
 from theory.derivation import equation, hold_against, numbers, prove_zero, say, show
 
 

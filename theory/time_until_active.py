@@ -3,8 +3,8 @@
 import numpy as np
 import sympy as sp
 
-from dynalyze.stages import activation, log_scale, time_until_active
-from dynalyze.symbolic import time_until_active as exact_time_until_active
+from dynalyze.stages.equations import activation, log_scale, time_until_active
+from dynalyze.symbolic.equations import time_until_active as exact_time_until_active
 from theory.derivation import equation, hold_against, prove, prove_zero, say, show
 
 

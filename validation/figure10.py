@@ -50,7 +50,7 @@ def main() -> None:
     _perturbed.draw(new, report.DOCS / "validation" / "figure10.png")
     soon = sum(
         one.distances[np.searchsorted(one.t, one.time + _perturbed.WINDOW)]
-        < one.tolerance * np.abs(one.reference).max()
+        < one.rtol * np.abs(one.reference).max()
         for one in new
     )
     late = sum(one.returned for one in new)

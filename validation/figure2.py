@@ -117,7 +117,7 @@ def alpha_table(found: dict[int, Comparison]) -> str:
                 f"{len(comparison.inversions)}",
                 _spread(errors),
                 _spread(leading),
-                f"{run.nfev} + {run.nhcol}",
+                f"{run.stats.nfev} + {run.stats.nhcol}",
             ]
         )
     header = ["α", "loss at 0", "at 1000", "first eight products", "jumps", "pairs inverted"]

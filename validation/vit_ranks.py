@@ -15,12 +15,12 @@ from typing import Any
 import numpy as np
 
 from dynalyze._core.arrays import FloatArray
+from dynalyze._core.products import PRODUCTS
+from dynalyze.plots.spectra import plot_spectra
 from dynalyze.spectra import (
-    PRODUCTS,
     SpectraHistory,
     detect_stages,
     plot_final_spectrum,
-    plot_spectra,
 )
 from dynalyze.training.vit import ViTOptions, ViTRun, cifar, digits, image_folder, train_vit
 from validation.report import DOCS, table, write

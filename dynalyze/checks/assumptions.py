@@ -4,6 +4,7 @@ import numpy as np
 
 from dynalyze._core.arrays import ArrayLike, Data, FloatArray
 from dynalyze._core.interrupts import delivering, held
+from dynalyze._core.status import Status
 from dynalyze.checks.growth import grows
 from dynalyze.checks.kinks import free_of_kinks
 from dynalyze.checks.minima import strict_minimum
@@ -104,8 +105,8 @@ def check_assumptions(
     )
     objective = _objective(prediction, model, data, loss, sample_weight)
     if log10_alpha is None:
-        finite = prediction.finite
-        log10_alpha = _SMALLEST_FLOAT if finite is None else finite.log10_alpha
+        at_alpha = prediction.at_alpha
+        log10_alpha = _SMALLEST_FLOAT if at_alpha is None else at_alpha.log10_alpha
     names = prediction.product_names
     failed = _follow_failed_stage(objective, prediction)
     # What drove each product up to a plateau: the largest field that it has had before.
@@ -153,7 +154,7 @@ def check_assumptions(
 
 def _follow_failed_stage(objective: Objective, prediction: StagePrediction) -> FollowedOrbit | None:
     """Where the transition without a limit goes; None if there is no such."""
-    if prediction.status != "no limit point":
+    if prediction.status is not Status.NO_LIMIT:
         return None
     k = prediction.n_stages
     winner = next_activation(prediction, k)

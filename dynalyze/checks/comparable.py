@@ -3,7 +3,7 @@
 import numpy as np
 
 from dynalyze._core.arrays import FloatArray
-from dynalyze.checks.matching import Run
+from dynalyze.checks.matching import MeasuredRun
 from dynalyze.errors import InvalidInputError
 from dynalyze.stages.prediction import StagePrediction
 
@@ -14,7 +14,7 @@ _SAME_LOSS = 1e-6  # relative difference at θ = 0 that another device or order 
 _SAME_RECORD = 1e-3  # and of the loss that a training run of lower precision recorded
 
 
-def check_comparable(prediction: StagePrediction, run: Run) -> None:
+def check_comparable(prediction: StagePrediction, run: MeasuredRun) -> None:
     """Refuse a run of another model, scale, initialization, loss or data set.
 
     Raises
@@ -38,8 +38,8 @@ def check_comparable(prediction: StagePrediction, run: Run) -> None:
             f"the prediction has {p} products and the trajectory {q}: compare a prediction with a "
             "run of the same model"
         )
-    if prediction.finite is not None:
-        made_for, alpha = prediction.finite.log10_alpha, run.init.log10_alpha
+    if prediction.at_alpha is not None:
+        made_for, alpha = prediction.at_alpha.log10_alpha, run.init.log10_alpha
         if not np.isclose(made_for, alpha, rtol=1e-9, atol=0):
             raise InvalidInputError(
                 f"the prediction was made for α = 1e{made_for:g} and the trajectory has α = "
@@ -57,7 +57,7 @@ def check_comparable(prediction: StagePrediction, run: Run) -> None:
     _check_same_data(prediction, run)
 
 
-def _check_same_data(prediction: StagePrediction, run: Run) -> None:
+def _check_same_data(prediction: StagePrediction, run: MeasuredRun) -> None:
     """Refuse a run on other data: by loss and field at θ = 0, or by the losses that it recorded."""
     field: FloatArray | None = getattr(run, "origin_field", None)
     if field is not None:
@@ -83,10 +83,10 @@ def _check_same_data(prediction: StagePrediction, run: Run) -> None:
         )
 
 
-def _check_same_start(prediction: StagePrediction, run: Run) -> None:
+def _check_same_start(prediction: StagePrediction, run: MeasuredRun) -> None:
     """Refuse a prediction for other initial weights, by what the flow of products sees of them."""
-    assert prediction.finite is not None
-    mine, theirs = prediction.finite.init, run.init
+    assert prediction.at_alpha is not None
+    mine, theirs = prediction.at_alpha.init, run.init
     apart = np.maximum(np.abs(mine.z0 - theirs.z0), np.abs(mine.log_abs_c - theirs.log_abs_c) / 2)
     if not (apart > _SAME_START).any():
         return

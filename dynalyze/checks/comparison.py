@@ -9,7 +9,7 @@ from dynalyze._core.arrays import BoolArray, FloatArray, IntArray
 from dynalyze._core.dataframe import dataframe
 from dynalyze._core.plain import plain
 from dynalyze.checks.comparable import check_comparable
-from dynalyze.checks.matching import Inversion, Outcome, Run, inversions, match
+from dynalyze.checks.matching import Inversion, MeasuredRun, Outcome, inversions, match
 from dynalyze.checks.table import comparison_table
 from dynalyze.errors import InvalidInputError
 from dynalyze.stages.prediction import StagePrediction
@@ -28,7 +28,7 @@ class Comparison:
     """
 
     prediction: StagePrediction = field(repr=False)
-    run: Run = field(repr=False)
+    run: MeasuredRun = field(repr=False)
     threshold: float | None  # |θ| at which a jump is called; None for 5% of what is jumped to
     sizes: FloatArray  # (p,), the same for each product
     measured: FloatArray  # (K,), measured jump times
@@ -59,7 +59,7 @@ class Comparison:
         return str(getattr(self.run, "clock", "flow times"))
 
     @property
-    def best(self) -> FloatArray:
+    def expected(self) -> FloatArray:
         """Predicted jump times: at this α where they are known, else to leading order; (K,)."""
         return np.where(np.isnan(self.predicted), self.leading, self.predicted)
 
@@ -115,9 +115,9 @@ class Comparison:
 
     def _extra(self) -> list[str]:
         """Jumps that no stage predicts, in words."""
-        finite, foreseen = self.prediction.finite, set()
-        if finite is not None:
-            foreseen = set(zip(finite.coordinates.tolist(), finite.signs.tolist(), strict=True))
+        at_alpha, foreseen = self.prediction.at_alpha, set()
+        if at_alpha is not None:
+            foreseen = set(zip(at_alpha.coordinates.tolist(), at_alpha.signs.tolist(), strict=True))
         jumps = zip(self.extra_times, self.extra_coordinates, self.extra_signs, strict=True)
         return [
             f"{'+' if sign > 0 else '−'} {self.prediction.name(int(i))} at t = {t:.6g}"
@@ -175,7 +175,7 @@ class Comparison:
 
 
 def compare(
-    prediction: StagePrediction, trajectory: Run, *, threshold: float | None = None
+    prediction: StagePrediction, trajectory: MeasuredRun, *, threshold: float | None = None
 ) -> Comparison:
     """Hold predicted stages against a simulation or a training run.
 
@@ -189,7 +189,7 @@ def compare(
         From `predict_stages`.
     trajectory : Trajectory or TrainingRun
         From `simulate`, from `dynalyze.training`, or anything that satisfies
-        `dynalyze.checks.Run`.
+        `dynalyze.checks.MeasuredRun`.
     threshold : float, optional
         |θ| at which a product counts as active, the same for all. Stages whose product stays
         below it are reported as such. By default `StagePrediction.jump_sizes`, 5% of the value
@@ -224,7 +224,7 @@ def compare(
     check_comparable(prediction, trajectory)
     init = trajectory.init
     leading = prediction.times * init.log_inverse_alpha
-    if prediction.finite is None:
+    if prediction.at_alpha is None:
         predicted = np.full(prediction.n_stages, np.nan)
         separated = prediction.log10_alpha_separated > init.log10_alpha
     else:
@@ -252,7 +252,7 @@ def compare(
         inversions=inversions(
             prediction,
             matches.times,
-            None if prediction.finite is None else predicted,
+            None if prediction.at_alpha is None else predicted,
             init.log_inverse_alpha,
         ),
         extra_times=matches.extra_times,
@@ -262,7 +262,7 @@ def compare(
 
 
 def _plateau_distances(
-    prediction: StagePrediction, run: Run, measured: FloatArray, expected: FloatArray
+    prediction: StagePrediction, run: MeasuredRun, measured: FloatArray, expected: FloatArray
 ) -> FloatArray:
     """max|θ(t) − θ^k| halfway between the jumps, shape (K+1,); NaN if not visited."""
     start, end = float(run.t[0]), float(run.t[-1])

@@ -15,7 +15,7 @@ from dynalyze.stages.prediction import StagePrediction
 _MOST_CHOICES = 20_000  # ways to leave out surplus crossings that are tried
 
 
-class Run(Protocol):
+class MeasuredRun(Protocol):
     """What a simulation or a training run is read by: `Trajectory`, `TrainingRun`."""
 
     @property
@@ -84,7 +84,7 @@ class Matches:
 
 
 def match(
-    prediction: StagePrediction, run: Run, expected: FloatArray, sizes: FloatArray
+    prediction: StagePrediction, run: MeasuredRun, expected: FloatArray, sizes: FloatArray
 ) -> Matches:
     """Match predicted and measured crossings by product, sign and occurrence.
 
@@ -92,7 +92,7 @@ def match(
     ----------
     prediction : StagePrediction
         K stages.
-    run : Run
+    run : MeasuredRun
         What was measured.
     expected : ndarray, shape (K,)
         Best prediction of each jump time, flow time.
@@ -190,7 +190,7 @@ def _assign(expected: FloatArray, found: FloatArray) -> list[tuple[int, int]]:
 
 def _outcomes(
     prediction: StagePrediction,
-    run: Run,
+    run: MeasuredRun,
     times: FloatArray,
     expected: FloatArray,
     visible: BoolArray,

@@ -3,6 +3,7 @@
 import numpy as np
 
 from dynalyze._core.arrays import FloatArray
+from dynalyze._core.status import Status
 from dynalyze.checks.report import Verdict
 from dynalyze.errors import InvalidInputError
 from dynalyze.flow.initialization import Initialization
@@ -36,7 +37,7 @@ def nondegenerate(prediction: StagePrediction, log10_alpha: float) -> tuple[Verd
     verdicts = []
     for k in range(prediction.n_stages + 1):
         winner = next_activation(prediction, k)
-        if winner is not None and (k < prediction.n_stages or prediction.status == "tie"):
+        if winner is not None and (k < prediction.n_stages or prediction.status is Status.TIE):
             verdicts.append(_verdict(prediction, k, winner, log10_alpha))
     return tuple(verdicts)
 
@@ -68,7 +69,7 @@ def _verdict(
 ) -> Verdict:
     gap = winner.runner_up_wait - winner.wait
     relative = gap / winner.wait if winner.wait > 0 else np.inf
-    tied = relative <= prediction.tie_tolerance
+    tied = relative <= prediction.tie_rtol
     known = k < prediction.n_stages
     duration = float(prediction.durations[k]) if known else np.nan
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -94,12 +95,12 @@ def _verdict(
             message += ": told apart below an α that is not known, the transition being too slow"
         else:
             message += f": told apart below α = {_scale(told_apart)}"
-    left = prediction.left[k] if known else ()
+    departed = prediction.departed[k] if known else ()
     size = _largest_field(prediction)
     stays_out = True
-    for i in left:
+    for i in departed:
         field = abs(float(prediction.fields[k + 1, i])) / size
-        values["left_field"] = min(field, values.get("left_field", np.inf))
+        values["departed_field"] = min(field, values.get("departed_field", np.inf))
         message += f"; {prediction.name(i)} leaves with |g| = {field:.1e} of the largest at 0"
         if field <= _NO_FIELD:
             stays_out = False

@@ -6,6 +6,7 @@ import numpy as np
 
 from dynalyze._core.arrays import ArrayLike, BoolArray, FloatArray, IntArray
 from dynalyze._core.interrupts import delivering, held
+from dynalyze._core.status import Status
 from dynalyze.errors import InvalidInputError
 from dynalyze.flow.initialization import Initialization
 from dynalyze.flow.simulate import simulate
@@ -27,7 +28,7 @@ class Perturbation:
     t: FloatArray  # (n,), flow times from `time` to the end of the window
     theta: FloatArray  # (n, p), products after the perturbation
     reference: FloatArray  # (n, p), products of the unperturbed run
-    tolerance: float  # distance that counts as returned, relative to the largest product
+    rtol: float  # distance that counts as returned, relative to the largest product
     log_inverse_alpha: float  # flow time of one unit of rescaled time
 
     @property
@@ -48,7 +49,7 @@ class Perturbation:
     @property
     def returned(self) -> bool:
         """Whether the perturbed run is back on the reference at the end of the window."""
-        return self.final_distance <= self.tolerance
+        return self.final_distance <= self.rtol
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,7 +75,7 @@ def perturb(
     sd: float | None = None,
     threshold: float = 1e-5,
     window: float | None = None,
-    tolerance: float = 0.05,
+    rtol: float = 0.05,
     tol: float = 1e-6,
     objective: Objective | None = None,
     rng: np.random.Generator | int | None = None,
@@ -101,7 +102,7 @@ def perturb(
         Size of the weights from which a product counts as active: |θ| > threshold².
     window : float, optional
         Flow time to follow each perturbed run; by default 1/160 of the whole run, as the paper.
-    tolerance : float
+    rtol : float
         Distance from the unperturbed run, relative to its largest product, that counts as
         returned.
     tol : float
@@ -143,7 +144,7 @@ def perturb(
             chosen = _newest(arrivals, time, chosen)
         start = _perturbed(trajectory, time, chosen, sd, generator)
         run = simulate(objective, init=start, until=window, tol=tol)
-        if run.status == "interrupted":  # which a simulation returns, and this does not
+        if run.status is Status.INTERRUPTED:  # which a simulation returns, and this does not
             raise KeyboardInterrupt
         t = np.linspace(0.0, run.t[-1], _SAMPLES)
         found.append(
@@ -153,7 +154,7 @@ def perturb(
                 t=time + t,
                 theta=run.theta_at(t),
                 reference=trajectory.theta_at(time + t),
-                tolerance=tolerance,
+                rtol=rtol,
                 log_inverse_alpha=trajectory.init.log_inverse_alpha,
             )
         )

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 from dynalyze import __version__
-from dynalyze.cli import _console, _output, compare, predict, simulate, track, train
+from dynalyze.cli import compare, console, output, predict, simulate, track, train
 from dynalyze.errors import DynalyzeError, DynalyzeWarning
 
 COMMANDS = (predict, simulate, compare, train, track)
@@ -57,7 +57,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code."""
-    with _console.readable_output():
+    with console.readable_output():
         return _run(build_parser().parse_args(argv))
 
 
@@ -65,14 +65,14 @@ def _run(arguments: argparse.Namespace) -> int:
     try:
         with warnings.catch_warnings():
             warnings.showwarning = _one_line_warnings(arguments.command, warnings.showwarning)
-            _output.check_output(arguments)
+            output.check_output(arguments)
             return int(arguments.run(arguments))
     except (DynalyzeError, OSError) as error:
         message = " ".join(_text(error).split())
-        _console.complain(f"dynalyze {arguments.command}: error: {message}")
+        console.complain(f"dynalyze {arguments.command}: error: {message}")
         return 2
     except KeyboardInterrupt:
-        _console.complain(f"dynalyze {arguments.command}: interrupted")
+        console.complain(f"dynalyze {arguments.command}: interrupted")
         return 130
 
 
@@ -89,7 +89,7 @@ def _one_line_warnings(command: str, otherwise: Callable[..., None]) -> Callable
 
     def show(message: Warning | str, category: type[Warning], *args: Any, **options: Any) -> None:
         if issubclass(category, DynalyzeWarning):
-            _console.complain(f"dynalyze {command}: warning: {message}")
+            console.complain(f"dynalyze {command}: warning: {message}")
         else:
             otherwise(message, category, *args, **options)
 

@@ -8,12 +8,12 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from dynalyze._core.interrupts import held, interruptible
-from dynalyze.cli import _arguments, _output
+from dynalyze.cli import output, shared_arguments
 from dynalyze.errors import InvalidInputError, StagesOverlapWarning
 
 if TYPE_CHECKING:
     from dynalyze.checks.comparison import Comparison
-    from dynalyze.checks.matching import Run
+    from dynalyze.checks.matching import MeasuredRun
     from dynalyze.stages.prediction import StagePrediction
 
 _BEYOND_LAST = 1.05  # the simulation goes on past the last predicted jump by this factor
@@ -34,12 +34,12 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         metavar="PREDICTION.npz RUN.npz",
         help="a saved prediction, and a saved trajectory or training run",
     )
-    _arguments.add_problem(parser, required=False)
-    _arguments.add_initialization(parser, required=False)
-    _arguments.add_flow(parser)
-    _arguments.add_threshold(parser)
-    _output.add_output(parser)
-    _output.add_json(parser)
+    shared_arguments.add_problem(parser, required=False)
+    shared_arguments.add_initialization(parser, required=False)
+    shared_arguments.add_flow(parser)
+    shared_arguments.add_threshold(parser)
+    output.add_output(parser)
+    output.add_json(parser)
     parser.set_defaults(run=run)
 
 
@@ -58,9 +58,9 @@ def run(arguments: argparse.Namespace) -> int:
             "give either two files, PREDICTION.npz RUN.npz, or --data with --log10-alpha"
         )
     comparison = compare(prediction, trajectory, threshold=arguments.threshold)
-    _output.deliver(
+    output.deliver(
         arguments,
-        lambda: _output.as_json(_parts(comparison)) if arguments.json else comparison.summary(),
+        lambda: output.as_json(_parts(comparison)) if arguments.json else comparison.summary(),
         plot=comparison.plot,
     )
     return code
@@ -100,7 +100,7 @@ def _parts(comparison: Comparison) -> dict[str, Any]:
     }
 
 
-def _load(files: list[str]) -> tuple[StagePrediction, Run]:
+def _load(files: list[str]) -> tuple[StagePrediction, MeasuredRun]:
     from dynalyze._core.saved_files import saved_kind
     from dynalyze.flow.trajectory import Trajectory
     from dynalyze.stages.prediction import StagePrediction
@@ -117,13 +117,14 @@ def _load(files: list[str]) -> tuple[StagePrediction, Run]:
     return prediction, Trajectory.load(files[1])
 
 
-def _compute(arguments: argparse.Namespace) -> tuple[StagePrediction, Run, int]:
+def _compute(arguments: argparse.Namespace) -> tuple[StagePrediction, MeasuredRun, int]:
     """Prediction, simulation, and the exit code, which says whether both came to their end."""
+    from dynalyze._core.status import Status
     from dynalyze.flow.simulate import simulate
-    from dynalyze.stages import Status, predict_stages
+    from dynalyze.stages.predict import predict_stages
 
-    problem = _arguments.load_problem(arguments)
-    init = _arguments.load_initialization(arguments, problem.model.n_products)
+    problem = shared_arguments.load_problem(arguments)
+    init = shared_arguments.load_initialization(arguments, problem.model.n_products)
     if init is None:
         raise InvalidInputError(
             "--log10-alpha is missing: the simulation needs the scale of its initial weights, "
@@ -134,7 +135,7 @@ def _compute(arguments: argparse.Namespace) -> tuple[StagePrediction, Run, int]:
         # The table says of every stage whether it is separated.
         warnings.simplefilter("ignore", StagesOverlapWarning)
         prediction = predict_stages(
-            objective, init=init, progress=_arguments.show_progress(arguments)
+            objective, init=init, progress=shared_arguments.show_progress(arguments)
         )
     if prediction.status is Status.INTERRUPTED:
         raise KeyboardInterrupt
@@ -148,9 +149,9 @@ def _compute(arguments: argparse.Namespace) -> tuple[StagePrediction, Run, int]:
         until_rescaled=until_rescaled,
         method=arguments.method,
         tol=arguments.tol,
-        progress=_arguments.show_progress(arguments),
+        progress=shared_arguments.show_progress(arguments),
     )
-    if trajectory.status == "interrupted":
+    if trajectory.status is Status.INTERRUPTED:
         return prediction, trajectory, 130
-    complete = prediction.status is Status.CONVERGED and trajectory.success
+    complete = prediction.success and trajectory.success
     return prediction, trajectory, 0 if complete else 3

@@ -6,7 +6,7 @@ import argparse
 from typing import TYPE_CHECKING, Any
 
 from dynalyze._core.interrupts import held, interruptible
-from dynalyze.cli import _arguments, _output
+from dynalyze.cli import output, shared_arguments
 
 if TYPE_CHECKING:
     from dynalyze.stages.prediction import StagePrediction
@@ -20,20 +20,19 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         description="Predict which products gradient flow from a vanishing initialization "
         "learns, in which order, when, and at which losses it rests in between.",
     )
-    _arguments.add_problem(parser)
-    _arguments.add_initialization(parser, required=False)
-    _arguments.add_threshold(parser)
+    shared_arguments.add_problem(parser)
+    shared_arguments.add_initialization(parser, required=False)
+    shared_arguments.add_threshold(parser)
     budget = parser.add_argument_group("budget")
     budget.add_argument("--max-stages", type=int, metavar="K", help="stop after K stages")
     budget.add_argument(
         "--max-seconds",
         type=float,
-        default=float("inf"),
         metavar="S",
         help="stop at the end of the first stage after S seconds",
     )
-    _output.add_output(parser, "prediction")
-    _output.add_json(parser)
+    output.add_output(parser, "prediction")
+    output.add_json(parser)
     parser.set_defaults(run=run)
 
 
@@ -41,23 +40,24 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 @interruptible()
 def run(arguments: argparse.Namespace) -> int:
     """Predict, print, and write what was asked for."""
-    from dynalyze.stages import Status, predict_stages
+    from dynalyze._core.status import Status
+    from dynalyze.stages.predict import predict_stages
 
-    problem = _arguments.load_problem(arguments)
+    problem = shared_arguments.load_problem(arguments)
     prediction = predict_stages(
         problem.model,
         problem.data,
         loss=arguments.loss,
-        init=_arguments.load_initialization(arguments, problem.model.n_products),
+        init=shared_arguments.load_initialization(arguments, problem.model.n_products),
         max_stages=arguments.max_stages,
         max_seconds=arguments.max_seconds,
-        progress=_arguments.show_progress(arguments),
+        progress=shared_arguments.show_progress(arguments),
     )
     threshold = arguments.threshold
-    _output.deliver(
+    output.deliver(
         arguments,
         lambda: (
-            _output.as_json(_parts(prediction, threshold))
+            output.as_json(_parts(prediction, threshold))
             if arguments.json
             else prediction.summary(threshold)
         ),
@@ -66,12 +66,12 @@ def run(arguments: argparse.Namespace) -> int:
     )
     if prediction.status is Status.INTERRUPTED:
         raise KeyboardInterrupt
-    return 0 if prediction.status is Status.CONVERGED else 3
+    return 0 if prediction.success else 3
 
 
 def _parts(prediction: StagePrediction, threshold: float | None) -> dict[str, Any]:
     jumps, notes = [None] * prediction.n_stages, [""] * prediction.n_stages
-    if prediction.finite is not None:
+    if prediction.at_alpha is not None:
         jumps = prediction.jump_times(threshold).tolist()
         notes = list(prediction.jump_notes(threshold))
     stages = [
@@ -84,7 +84,7 @@ def _parts(prediction: StagePrediction, threshold: float | None) -> dict[str, An
             "theta": prediction.theta[k + 1].tolist(),
             "b": prediction.b[k + 1].tolist(),
             "loss": float(prediction.losses[k + 1]),
-            "left": [prediction.name(i) for i in prediction.left[k]],
+            "departed": [prediction.name(i) for i in prediction.departed[k]],
             "jump_time": jumps[k],
             "jump_note": notes[k],
         }

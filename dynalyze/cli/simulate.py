@@ -6,7 +6,7 @@ import argparse
 from typing import TYPE_CHECKING, Any
 
 from dynalyze._core.interrupts import held, interruptible
-from dynalyze.cli import _arguments, _output
+from dynalyze.cli import output, shared_arguments
 
 if TYPE_CHECKING:
     from dynalyze._core.arrays import FloatArray
@@ -24,17 +24,17 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         description="Follow the gradient flow in log coordinates, where any scale of the "
         "initialization is representable, and list what is learned when.",
     )
-    _arguments.add_problem(parser)
-    _arguments.add_initialization(parser, required=True)
-    _arguments.add_flow(parser)
+    shared_arguments.add_problem(parser)
+    shared_arguments.add_initialization(parser, required=True)
+    shared_arguments.add_flow(parser)
     budget = parser.add_argument_group("budget")
     budget.add_argument(
         "--max-steps", type=int, default=100_000, metavar="N", help="stop after N steps"
     )
     budget.add_argument("--max-seconds", type=float, metavar="S", help="stop after S seconds")
-    _arguments.add_threshold(parser)
-    _output.add_output(parser, "trajectory")
-    _output.add_json(parser)
+    shared_arguments.add_threshold(parser)
+    output.add_output(parser, "trajectory")
+    output.add_json(parser)
     parser.set_defaults(run=run)
 
 
@@ -42,13 +42,14 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 @interruptible()
 def run(arguments: argparse.Namespace) -> int:
     """Simulate, print what is learned when, and write what was asked for."""
+    from dynalyze._core.status import Status
     from dynalyze.flow.simulate import simulate
 
-    problem = _arguments.load_problem(arguments)
+    problem = shared_arguments.load_problem(arguments)
     trajectory = simulate(
         problem.model,
         problem.data,
-        _arguments.load_initialization(arguments, problem.model.n_products),
+        shared_arguments.load_initialization(arguments, problem.model.n_products),
         loss=arguments.loss,
         until=arguments.until,
         until_rescaled=arguments.until_rescaled,
@@ -56,15 +57,15 @@ def run(arguments: argparse.Namespace) -> int:
         tol=arguments.tol,
         max_steps=arguments.max_steps,
         max_seconds=arguments.max_seconds,
-        progress=_arguments.show_progress(arguments),
+        progress=shared_arguments.show_progress(arguments),
     )
-    _output.deliver(
+    output.deliver(
         arguments,
         lambda: _text(trajectory, arguments),
         save=trajectory.save,
         plot=trajectory.plot,
     )
-    if trajectory.status == "interrupted":
+    if trajectory.status is Status.INTERRUPTED:
         raise KeyboardInterrupt
     return 0 if trajectory.success else 3
 
@@ -72,7 +73,7 @@ def run(arguments: argparse.Namespace) -> int:
 def _text(trajectory: Trajectory, arguments: argparse.Namespace) -> str:
     crossings = _crossings(trajectory, arguments.threshold)
     if arguments.json:
-        return _output.as_json(_parts(trajectory, crossings))
+        return output.as_json(_parts(trajectory, crossings))
     return _table(trajectory, crossings, arguments.threshold)
 
 
@@ -107,12 +108,8 @@ def _parts(trajectory: Trajectory, crossings: list[dict[str, Any]]) -> dict[str,
         "theta_end": trajectory.theta[-1],
         "initial_loss": float(first),
         "final_loss": float(last),
-        "stats": {
-            "n_steps": trajectory.n_steps,
-            "nfev": trajectory.nfev,
-            "nhev": trajectory.nhev,
-            "nhcol": trajectory.nhcol,
-        },
+        "n_steps": trajectory.n_steps,
+        "stats": vars(trajectory.stats),
         "configuration": trajectory.configuration,
     }
 
@@ -141,8 +138,7 @@ def _table(trajectory: Trajectory, crossings: list[dict[str, Any]], threshold: f
             "",
             f"loss: {first:.6g} at the start, {last:.6g} at t = {trajectory.t[-1]:.6g}",
             f"status: {trajectory.status} ({trajectory.message})",
-            f"work: {trajectory.n_steps} steps, {trajectory.nfev} gradients, "
-            f"{trajectory.nhcol} Hessian columns in {trajectory.nhev} calls",
+            f"work: {trajectory.n_steps} steps, {trajectory.stats}",
         ]
     )
 

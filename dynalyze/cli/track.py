@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from dynalyze.cli import _output
+from dynalyze.cli import output
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -53,8 +53,8 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         help="share of the largest singular value that counts in the numerical rank "
         "(default: %(default)s)",
     )
-    _output.add_output(parser, "spectra")
-    _output.add_json(parser)
+    output.add_output(parser, "spectra")
+    output.add_json(parser)
     parser.set_defaults(run=run)
 
 
@@ -75,9 +75,9 @@ def run(arguments: argparse.Namespace) -> int:
         layers=arguments.layers,
         rank_tolerance=arguments.rank_tolerance,
     )
-    _output.deliver(
+    output.deliver(
         arguments,
-        lambda: _output.as_json(_parts(history)) if arguments.json else history.summary(),
+        lambda: output.as_json(_parts(history)) if arguments.json else history.summary(),
         save=history.save,
         plot=history.plot_stable_rank,
     )

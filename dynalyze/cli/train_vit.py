@@ -6,7 +6,7 @@ import argparse
 from typing import TYPE_CHECKING, Any
 
 from dynalyze._core.interrupts import held, interruptible
-from dynalyze.cli import _arguments, _output
+from dynalyze.cli import output, shared_arguments
 
 if TYPE_CHECKING:
     from dynalyze.training.vit import VisionData, ViTOptions, ViTShape
@@ -36,13 +36,13 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     data.add_argument("--no-augment", action="store_true", help="train on the images as they are")
     data.add_argument(
         "--image-size",
-        type=_arguments.positive_integer,
+        type=shared_arguments.positive_integer,
         metavar="N",
         help="crops from image folders (default: 224)",
     )
     data.add_argument(
         "--workers",
-        type=_arguments.positive_integer,
+        type=shared_arguments.positive_integer,
         default=8,
         metavar="N",
         help="threads that decode images",
@@ -61,7 +61,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     )
     shape.add_argument(
         "--seed",
-        type=_arguments.seed,
+        type=shared_arguments.seed,
         default=0,
         metavar="N",
         help="seed of everything random (default: 0)",
@@ -97,9 +97,9 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "--checkpoint-every", type=int, default=1000, metavar="N", help="steps (default: 1000)"
     )
     running.add_argument(
-        "--max-seconds", type=_arguments.seconds, metavar="S", help="stop after S seconds"
+        "--max-seconds", type=shared_arguments.seconds, metavar="S", help="stop after S seconds"
     )
-    _output.add_output(parser, "run")
+    output.add_output(parser, "run")
     parser.set_defaults(run=run)
 
 
@@ -123,10 +123,10 @@ def run(arguments: argparse.Namespace) -> int:
             checkpoint=arguments.checkpoint,
             checkpoint_every=arguments.checkpoint_every,
             max_seconds=arguments.max_seconds,
-            progress=_arguments.show_progress(arguments),
+            progress=shared_arguments.show_progress(arguments),
         )
         if process.is_first:
-            _output.deliver(
+            output.deliver(
                 arguments, result.summary, save=result.save, plot=result.history.plot_stable_rank
             )
     return {"finished": 0, "interrupted": 130}.get(result.status, 3)

@@ -9,6 +9,7 @@ import numpy as np
 
 from dynalyze._core.arrays import FloatArray
 from dynalyze._core.interrupts import deliver, delivering, interruptible, take
+from dynalyze._core.status import Status
 from dynalyze._version import __version__
 from dynalyze.errors import FlowError
 from dynalyze.flow.dense import DenseOutputBuilder
@@ -57,7 +58,7 @@ class _WatchedObjective(CountedObjective):
         return field
 
 
-class Run:
+class Simulation:
     """One call of `simulate`: steps, checks between them, and what is kept."""
 
     def __init__(
@@ -69,11 +70,12 @@ class Run:
         t_bound: float | None,
         method: str | StepperFactory,
         tol: float,
-        stationary_tol: float,
+        stationary_rtol: float,
         max_steps: int,
         max_seconds: float | None,
         callback: Callable[[FlowState], Any] | None,
     ) -> None:
+        self.begun = time.monotonic()
         self.init = init
         self.start = start
         self.t_bound = t_bound
@@ -84,7 +86,7 @@ class Run:
         self.callback = callback
         self.objective = objective
         self.counted = _WatchedObjective(objective)
-        self.stationary = StationaryTest(self.counted, init.coordinates, stationary_tol)
+        self.stationary = StationaryTest(self.counted, init.coordinates, stationary_rtol)
         self.t = [float(start.t[-1]) if start else 0.0]
         self.z = [start.z[-1] if start else init.z0]
         self.builder = DenseOutputBuilder(
@@ -100,7 +102,7 @@ class Run:
         self.loss_scale = 1.0
         self.loss_checked = 0  # evaluations made before the loss was last checked
 
-    def follow(self, bar: Any) -> tuple[str, str]:
+    def follow(self, bar: Any) -> tuple[Status, str]:
         """Step until something ends the run; returns status and message."""
         try:
             if self.start is None:
@@ -122,12 +124,14 @@ class Run:
             with delivering():
                 return self._steps(stepper, bar)
         except FlowError as error:
-            return "failed", self.counted.complaint or str(error)
+            return Status.FAILED, self.counted.complaint or str(error)
         except KeyboardInterrupt:
-            return "interrupted", f"interrupted at flow time {self.t[-1]:.6g}; {_CONTINUE}"
+            return (
+                Status.INTERRUPTED,
+                f"interrupted at flow time {self.t[-1]:.6g}; {_CONTINUE}",
+            )
 
-    def _steps(self, stepper: Stepper, bar: Any) -> tuple[str, str]:
-        begun = time.monotonic()
+    def _steps(self, stepper: Stepper, bar: Any) -> tuple[Status, str]:
         self._check_loss()
         while stepper.n_steps < self.max_steps:
             ask = self.t_bound is None and len(self.t) % _REST_EVERY == 1
@@ -149,15 +153,18 @@ class Run:
                 self._check_loss()
             deliver()
             if self._stopped(theta):
-                return "callback", f"stopped by the callback at flow time {t:.6g}; {_CONTINUE}"
+                return (
+                    Status.CALLBACK,
+                    f"stopped by the callback at flow time {t:.6g}; {_CONTINUE}",
+                )
             if t == self.t_bound:
                 self._check_loss()
-                return "finished", f"reached flow time {t:.6g}"
-            if self.max_seconds is not None and time.monotonic() - begun > self.max_seconds:
-                return "max_seconds", (
+                return Status.FINISHED, f"reached flow time {t:.6g}"
+            if self.max_seconds is not None and time.monotonic() - self.begun > self.max_seconds:
+                return Status.MAX_SECONDS, (
                     f"max_seconds={self.max_seconds} passed at flow time {t:.6g}; {_CONTINUE}"
                 )
-        return "max_steps", (
+        return Status.MAX_STEPS, (
             f"max_steps={self.max_steps} were made up to flow time {self.t[-1]:.6g}: try a larger "
             f"max_steps or tol. {self.stationary.hint()}{_CONTINUE}"
         )
@@ -168,11 +175,11 @@ class Run:
         with interruptible():
             return bool(self.callback(self._state(theta)))
 
-    def _diverged(self, theta: FloatArray) -> tuple[str, str] | None:
+    def _diverged(self, theta: FloatArray) -> tuple[Status, str] | None:
         i = int(np.argmax(np.abs(theta)))
         if np.abs(theta[i]) < self.farthest:
             return None
-        return "diverged", (
+        return Status.DIVERGED, (
             f"{self.objective.product_names[i]} has passed {self.farthest:.0e} at flow time "
             f"{self.t[-1]:.6g}: the loss has no minimum in its direction. Check the loss, or end "
             "before by until="
@@ -206,15 +213,16 @@ class Run:
             nfev=self.counted.nfev,
         )
 
-    def trajectory(self, status: str, message: str, *, loss: str) -> Trajectory:
+    def trajectory(self, status: Status, message: str, *, loss: str) -> Trajectory:
         """Collect the result, the part before `start` included."""
         before = self.start
         t, z = np.array(self.t), np.array(self.z)
         if before is not None:
             t, z = np.concatenate([before.t, t[1:]]), np.concatenate([before.z, z[1:]])
         dense = self.builder.build()
-        if take() and status != "interrupted":
-            status, message = "interrupted", f"interrupted at its end: {message}"
+        stats = self.counted.stats(time.monotonic() - self.begun)
+        if take() and status is not Status.INTERRUPTED:
+            status, message = Status.INTERRUPTED, f"interrupted at its end: {message}"
         return Trajectory(
             t=t,
             z=z,
@@ -222,9 +230,7 @@ class Run:
             init=self.init,
             product_names=tuple(self.objective.product_names),
             n_steps=self.n_steps + (before.n_steps if before else 0),
-            nfev=self.counted.nfev + (before.nfev if before else 0),
-            nhev=self.counted.nhev + (before.nhev if before else 0),
-            nhcol=self.counted.nhcol + (before.nhcol if before else 0),
+            stats=stats if before is None else before.stats + stats,
             status=status,
             message=message,
             configuration={

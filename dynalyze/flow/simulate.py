@@ -9,7 +9,7 @@ from tqdm.auto import tqdm
 from dynalyze._core.arrays import ArrayLike, Data
 from dynalyze._core.interrupts import held
 from dynalyze.errors import InvalidInputError
-from dynalyze.flow.follow import FlowState, Run
+from dynalyze.flow.follow import FlowState, Simulation
 from dynalyze.flow.initialization import Initialization, check_initialization
 from dynalyze.flow.steppers.protocol import StepperFactory
 from dynalyze.flow.trajectory import Trajectory
@@ -33,7 +33,7 @@ def simulate(
     sample_weight: ArrayLike | None = None,
     method: str | StepperFactory = "auto",
     tol: float = 1e-6,
-    stationary_tol: float = 1e-8,
+    stationary_rtol: float = 1e-8,
     start: Trajectory | None = None,
     max_steps: int = 100_000,
     max_seconds: float | None = None,
@@ -67,7 +67,7 @@ def simulate(
         ``"surrogate"`` keeps |g_i| |Δt|, the error of z_i = log|w_i| where |θ_i| crosses a level,
         to about `tol` (docs/integrator.md has the measured distribution); one step of the other
         methods may make an error of `tol` in z.
-    stationary_tol : float, optional
+    stationary_rtol : float, optional
         Without an end time: largest |g|, in units of the largest seen, that counts as zero.
     start : Trajectory, optional
         Continue this trajectory; the result holds both parts. The model must be the same.
@@ -100,15 +100,15 @@ def simulate(
         _check_same_problem(objective, start)
     t_bound = _end_time(init, until, until_rescaled, start)
     _check_tolerance(tol, init)
-    _check_budgets(stationary_tol, max_steps, max_seconds)
-    run = Run(
+    _check_budgets(stationary_rtol, max_steps, max_seconds)
+    run = Simulation(
         objective,
         init,
         start,
         t_bound=t_bound,
         method=method,
         tol=tol,
-        stationary_tol=stationary_tol,
+        stationary_rtol=stationary_rtol,
         max_steps=max_steps,
         max_seconds=max_seconds,
         callback=callback,
@@ -202,10 +202,10 @@ def _check_tolerance(tol: float, init: Initialization) -> None:
         )
 
 
-def _check_budgets(stationary_tol: float, max_steps: int, max_seconds: float | None) -> None:
-    if not 0 < stationary_tol < 1:
+def _check_budgets(stationary_rtol: float, max_steps: int, max_seconds: float | None) -> None:
+    if not 0 < stationary_rtol < 1:
         raise InvalidInputError(
-            f"stationary_tol={stationary_tol} must be between 0 and 1: it is a fraction of the "
+            f"stationary_rtol={stationary_rtol} must be between 0 and 1: it is a fraction of the "
             "largest |g|"
         )
     if max_steps < 1:

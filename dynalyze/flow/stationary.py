@@ -3,6 +3,7 @@
 import numpy as np
 
 from dynalyze._core.arrays import FloatArray
+from dynalyze._core.status import Status
 from dynalyze.flow.coordinates import Chart
 from dynalyze.flow.rest import SHORT_STEP, newton_step
 from dynalyze.models.protocol import Objective, relative_field_units
@@ -37,7 +38,7 @@ class StationaryTest:
         self._largest_field = 0.0
         self._field = 0.0
 
-    def __call__(self, z: FloatArray, field: FloatArray) -> tuple[str, str] | None:
+    def __call__(self, z: FloatArray, field: FloatArray) -> tuple[Status, str] | None:
         """Status and message if the flow is at rest at z, where g is `field`; otherwise None."""
         self._field = float(np.max(np.abs(field) / self._units))
         self._largest_field = max(self._largest_field, self._field)
@@ -50,13 +51,13 @@ class StationaryTest:
         to_go = newton_step(self._objective, theta, field, support, self._tol)
         step = float(np.abs(to_go * self._units[support]).max(initial=0.0))
         if step > SHORT_STEP * largest:
-            return "no_limit", (
+            return Status.NO_LIMIT, (
                 f"the largest |g| has fallen to {self._field:.3g}, but the nearest stationary "
                 f"point is still {step:.3g} away where the largest |θ| is {largest:.3g}: the loss "
                 "has no finite minimum within reach, as cross-entropy without weight decay. End "
                 "by until= instead, or regularize the loss"
             )
-        return "stationary", (
+        return Status.STATIONARY, (
             f"no |g_i| exceeds {self._field:.3g}, {self._tol:.0e} of the largest seen: nothing "
             "outside the support grows"
         )
@@ -67,5 +68,5 @@ class StationaryTest:
             return ""
         return (
             f"The largest |g| is {self._field / self._largest_field:.1e} of the largest seen, and "
-            f"stationary_tol={self._tol:.0e} ends the run. "
+            f"stationary_rtol={self._tol:.0e} ends the run. "
         )

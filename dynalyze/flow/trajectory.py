@@ -11,10 +11,11 @@ from dynalyze._core.arrays import ArrayLike, FloatArray, IntArray
 from dynalyze._core.interrupts import arrived, delivering, held
 from dynalyze._core.saved_files import load_saved, write_saved
 from dynalyze._core.saved_schema import Array, ListOf, Schema
+from dynalyze._core.status import Status
 from dynalyze.errors import InvalidInputError
 from dynalyze.flow.dense import DenseOutput
 from dynalyze.flow.initialization import Initialization
-from dynalyze.models.counted import CountedObjective
+from dynalyze.models.counted import CountedObjective, Stats
 from dynalyze.models.protocol import Objective
 
 if TYPE_CHECKING:
@@ -38,9 +39,7 @@ _SCHEMA = Schema(
         "log10_alpha": float,
         "product_names": ListOf(str, "p"),
         "n_steps": int,
-        "nfev": int,
-        "nhev": int,
-        "nhcol": int,
+        "stats": {"nfev": int, "nhev": int, "nhcol": int, "seconds": float},
         "status": str,
         "message": str,
         "configuration": dict,
@@ -56,10 +55,7 @@ class Trajectory:
 
     Notes
     -----
-    `status` is one of ``"finished"`` (the time asked for was reached), ``"stationary"`` (nothing
-    will move any more), ``"max_steps"``, ``"max_seconds"``, ``"callback"``, ``"interrupted"``,
-    ``"no_limit"``, ``"diverged"`` and ``"failed"``; `message` says what to do about it. Whatever
-    the status, the steps made so far are here.
+    Whatever the `status`, the steps made so far are here; `message` says what to do about it.
     """
 
     t: FloatArray  # (n + 1,), flow times at which steps, or segments of them, end
@@ -68,10 +64,8 @@ class Trajectory:
     init: Initialization = field(repr=False)
     product_names: tuple[str, ...] = field(repr=False)  # length p
     n_steps: int  # steps of the integrator; one may have many segments
-    nfev: int  # evaluations of the loss, of the field, or of both at once
-    nhev: int  # evaluations of Hessian columns
-    nhcol: int  # Hessian columns evaluated
-    status: str
+    stats: Stats  # evaluations and seconds
+    status: Status
     message: str
     configuration: dict[str, Any] = field(repr=False)  # method, tolerance, versions
     # Loss and field at θ = 0, by which the same model on the same data is known again.
@@ -86,7 +80,7 @@ class Trajectory:
     @property
     def success(self) -> bool:
         """Whether the run came to the end that was asked for."""
-        return self.status in ("finished", "stationary")
+        return self.status.success
 
     @property
     def t_rescaled(self) -> FloatArray:
@@ -197,9 +191,7 @@ class Trajectory:
             "log10_alpha": self.init.log10_alpha,
             "product_names": list(self.product_names),
             "n_steps": self.n_steps,
-            "nfev": self.nfev,
-            "nhev": self.nhev,
-            "nhcol": self.nhcol,
+            "stats": vars(self.stats),
             "status": self.status,
             "message": self.message,
             "configuration": self.configuration,
@@ -234,7 +226,12 @@ class Trajectory:
             )
             dense.check()
             return cls(
-                **metadata | {"product_names": tuple(metadata["product_names"])},
+                **metadata
+                | {
+                    "product_names": tuple(metadata["product_names"]),
+                    "status": Status(metadata["status"]),
+                    "stats": Stats(**metadata["stats"]),
+                },
                 t=arrays["t"],
                 z=arrays["z"],
                 origin_loss=float(arrays["origin_loss"]),

@@ -4,8 +4,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from dynalyze.errors import MissingDependencyError
-from dynalyze.models.attention_head import AttentionHead, AttentionHeadObjective
-from dynalyze.models.linear import DiagonalLinear, DiagonalLinearObjective
+from dynalyze.models.attention_head import AttentionHead
+from dynalyze.models.linear import DiagonalLinear
 from dynalyze.models.protocol import Model, Objective
 
 if TYPE_CHECKING:
@@ -16,9 +16,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "AttentionHead",
-    "AttentionHeadObjective",
     "DiagonalLinear",
-    "DiagonalLinearObjective",
     "DiagonalTransformer",
     "Model",
     "Objective",

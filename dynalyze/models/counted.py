@@ -1,7 +1,7 @@
 """An objective that counts how often it is evaluated, and lets Ctrl-C in between."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from typing import ParamSpec, TypeVar
 
 from dynalyze._core.arrays import FloatArray, IntArray
@@ -15,12 +15,15 @@ R = TypeVar("R")
 
 @dataclass(frozen=True)
 class Stats:
-    """Work done by a prediction."""
+    """Work that a result took."""
 
-    nfev: int  # evaluations of the field
+    nfev: int  # evaluations of the loss, of the field, or of both at once
     nhev: int  # evaluations of Hessian columns
     nhcol: int  # Hessian columns, over all evaluations
     seconds: float  # wall-clock time
+
+    def __add__(self, other: "Stats") -> "Stats":
+        return Stats(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
 
     def __str__(self) -> str:
         return (
@@ -108,6 +111,10 @@ class CountedObjective(CheckedObjective):
         self.nhev += 1
         self.nhcol += len(indices)
         return self._evaluate(self.objective.hessian_columns, theta, indices)
+
+    def stats(self, seconds: float) -> Stats:
+        """What was counted so far, which took so long."""
+        return Stats(self.nfev, self.nhev, self.nhcol, seconds)
 
     def _evaluate(self, call: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
         if not self.compiled:

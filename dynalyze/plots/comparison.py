@@ -31,8 +31,8 @@ class Matched(Protocol):
         """What happened."""
 
     @property
-    def best(self) -> FloatArray:
-        """Flow times predicted, by the best theory at hand, (K,)."""
+    def expected(self) -> FloatArray:
+        """Flow times predicted, at this α where they are known, else to leading order; (K,)."""
 
     @property
     def measured(self) -> FloatArray:
@@ -78,8 +78,8 @@ def plot_comparison(comparison: Matched, ax: Axes | None = None) -> Axes:
         run.t[known] / unit, run.losses[known], color="C0", linewidth=1.5, label="measured"
     )
     # The stages in the order that is predicted at this α, as far as the run goes.
-    order = np.argsort(comparison.best, kind="stable")
-    edges = np.concatenate([[start], comparison.best[order] / unit])
+    order = np.argsort(comparison.expected, kind="stable")
+    edges = np.concatenate([[start], comparison.expected[order] / unit])
     levels = np.concatenate([prediction.losses[:1], prediction.losses[1:][order]])
     panels.top.step(
         np.append(edges, max(end, edges[-1])),

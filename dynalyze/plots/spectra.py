@@ -86,9 +86,7 @@ def _common_start(texts: Sequence[str]) -> str:
 
 def _layer(history: TrackedSpectra, layer: int) -> int:
     if not 0 <= layer < len(history.layer_names):
-        raise InvalidInputError(
-            f"layer must lie in 0 … {len(history.layer_names) - 1}, got {layer}."
-        )
+        raise InvalidInputError(f"layer={layer!r} must lie in 0 … {len(history.layer_names) - 1}")
     return layer
 
 

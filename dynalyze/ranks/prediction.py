@@ -23,6 +23,7 @@ from dynalyze._core.arrays import Data, FloatArray, IntArray
 from dynalyze._core.plain import plain
 from dynalyze._core.products import PRODUCTS
 from dynalyze._core.pytorch import torch
+from dynalyze._core.status import Status
 from dynalyze.errors import InvalidInputError
 from dynalyze.models.torch.loss import SampleLoss
 from dynalyze.models.torch.model import TorchModel
@@ -44,8 +45,13 @@ class RankPrediction:
     gaps: FloatArray  # (K,), rescaled time by which the next direction would have been later
     losses: FloatArray  # (K+1,), loss on each plateau
     matrices: FloatArray = field(repr=False)  # (K+1, 2, d, d), M_KQ and M_VO on each plateau
-    status: str  # "converged", "full rank", "rank lost", "no limit point", "max_steps"
+    status: Status
     message: str
+
+    @property
+    def success(self) -> bool:
+        """Whether all steps are there: no product has a gradient left."""
+        return self.status.success
 
     def to_dict(self) -> dict[str, Any]:
         """All fields as plain Python, ready for JSON; None for what is not finite."""
@@ -72,7 +78,7 @@ def predict_rank_steps(
     *,
     loss: str | SampleLoss = "squared",
     max_steps: int | None = None,
-    field_tolerance: float = 1e-6,
+    field_rtol: float = 1e-6,
 ) -> RankPrediction:
     """Predict the rank-one steps of a head with full weights from a generic small initialization.
 
@@ -86,7 +92,7 @@ def predict_rank_steps(
         As for `TorchModel.bind`.
     max_steps : int, optional
         Stop after that many steps.
-    field_tolerance : float
+    field_rtol : float
         The recursion has converged when both σ_1(G) are at most this fraction of the first one.
 
     Returns
@@ -109,7 +115,7 @@ def predict_rank_steps(
             f"head is of type {type(head).__name__}: for products of diagonal weights use "
             "dynalyze.predict_stages"
         )
-    return _Recursion(head, data, loss).run(max_steps, field_tolerance)
+    return _Recursion(head, data, loss).run(max_steps, field_rtol)
 
 
 class _Recursion:
@@ -133,17 +139,20 @@ class _Recursion:
         plateaus = [self._matrices()]
         losses = [self._full.value(plateaus[0].ravel())]
         scale = max(s[1][0] for s in self._spectra())
-        ending = ("converged", "no product has a gradient left")
+        ending = (Status.CONVERGED, "no product has a gradient left")
         while True:
             spectra = self._spectra()
             waits = [self._wait(which, spectra, tolerance * scale) for which in (0, 1)]
             winner = int(np.argmin(waits))
             if np.isinf(waits[winner]):
                 if max(s[1][0] for s in spectra) > tolerance * scale:
-                    ending = ("full rank", "a gradient is left, and no column for it: raise d_head")
+                    ending = (
+                        Status.FULL_RANK,
+                        "a gradient is left, and no column for it: raise d_head",
+                    )
                 break
             if max_steps is not None and len(times) >= max_steps:
-                ending = ("max_steps", f"stopped after max_steps={max_steps}")
+                ending = (Status.MAX_STEPS, f"stopped after max_steps={max_steps}")
                 break
             b, s = self._b[winner], spectra[winner][1]
             second = b[1] / s[1] if b.size > 1 and s[1] > 0 else np.inf
@@ -206,7 +215,7 @@ class _Recursion:
 
     def _transition(
         self, winner: int, spectrum: tuple[FloatArray, FloatArray, FloatArray], scale: float
-    ) -> tuple[str, str] | None:
+    ) -> tuple[Status, str] | None:
         """Flow with one column more to its end; None, or what went wrong."""
         u, _, v = spectrum  # columns of u and v
         sizes = [np.abs(A).max(initial=0.0) for A, _ in self._factors]
@@ -233,7 +242,7 @@ class _Recursion:
         )
         end = end_of_flow(objective, start, new, rate=float(spectrum[1][0]), scale=scale)
         if end is None:
-            return "no limit point", "the flow after the step comes to no stationary point"
+            return Status.NO_LIMIT, "the flow after the step comes to no stationary point"
         parts = np.split(end, np.cumsum([rows * columns for rows, columns in shapes])[:-1])
         a, b, c, e = (part.reshape(shape) for part, shape in zip(parts, shapes, strict=True))
         self._factors = [(a, b), (c, e)]
@@ -241,7 +250,10 @@ class _Recursion:
             rank = left.shape[1]
             values = np.linalg.svd(left @ right.T, compute_uv=False)
             if rank and values[rank - 1] < _VANISHED * values[0]:
-                return "rank lost", f"{name} loses a rank in the step, and the theory ends there"
+                return (
+                    Status.RANK_LOST,
+                    f"{name} loses a rank in the step, and the theory ends there",
+                )
         return None
 
 

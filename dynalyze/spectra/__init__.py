@@ -1,8 +1,7 @@
 """Ranks in real transformers: spectra of the attention products of any PyTorch model."""
 
 import dynalyze._core.pytorch  # noqa: F401  (says what to install where torch is missing)
-from dynalyze._core.products import PRODUCTS
-from dynalyze.plots.spectra import plot_final_spectrum, plot_spectra, plot_stable_rank
+from dynalyze.plots.spectra import plot_final_spectrum
 from dynalyze.spectra.attention import AttentionProducts, attention_products
 from dynalyze.spectra.callbacks import lightning_callback, trainer_callback
 from dynalyze.spectra.checkpoints import track_checkpoints
@@ -10,11 +9,9 @@ from dynalyze.spectra.detection import DetectedStages, detect_stages
 from dynalyze.spectra.history import SpectraHistory
 from dynalyze.spectra.layouts import AttentionLayout, WeightSlice
 from dynalyze.spectra.lora import LoraRanks, suggest_lora_ranks
-from dynalyze.spectra.stored_weights import open_checkpoint
 from dynalyze.spectra.tracker import Tracker, track
 
 __all__ = [
-    "PRODUCTS",
     "AttentionLayout",
     "AttentionProducts",
     "DetectedStages",
@@ -25,10 +22,7 @@ __all__ = [
     "attention_products",
     "detect_stages",
     "lightning_callback",
-    "open_checkpoint",
     "plot_final_spectrum",
-    "plot_spectra",
-    "plot_stable_rank",
     "suggest_lora_ranks",
     "track",
     "track_checkpoints",

@@ -120,8 +120,8 @@ def find_sources(
     """Attention layers of a model; see `attention_products`."""
     if not isinstance(model, nn.Module):
         raise InvalidInputError(
-            f"model must be a torch.nn.Module, got {type(model).__name__}: for saved weights use "
-            "track_checkpoints."
+            f"model={type(model).__name__} must be a torch.nn.Module: for saved weights use "
+            "track_checkpoints"
         )
     found = tuple(_walk(model, "", layouts or {}))
     if not found:

@@ -128,7 +128,7 @@ def _check_steps(steps: Sequence[int], n_checkpoints: int) -> None:
             f"steps has {len(steps)} entries for {n_checkpoints} checkpoints: give one each."
         )
     if not all(isinstance(s, Integral) for s in steps) or any(a >= b for a, b in pairwise(steps)):
-        raise InvalidInputError(f"steps must be whole numbers that grow, got {list(steps)}.")
+        raise InvalidInputError(f"steps={list(steps)} must be whole numbers that grow")
 
 
 def _refuse_one_state_twice(checkpoints: Sequence[Any]) -> None:

@@ -165,19 +165,19 @@ def detect_stages(
         If an option is out of range or there are fewer than `persistence` records.
     """
     if not 0 < threshold < 1:
-        raise InvalidInputError(f"threshold must lie between 0 and 1, got {threshold}.")
+        raise InvalidInputError(f"threshold={threshold!r} must lie between 0 and 1")
     if noise_factor <= 1:
         raise InvalidInputError(
-            f"noise_factor must exceed 1, got {noise_factor}: no value is below the root mean "
-            "square of smaller ones."
+            f"noise_factor={noise_factor!r} must exceed 1: no value is below the root mean square "
+            "of smaller ones"
         )
     if bulk_factor < 1:
         raise InvalidInputError(
-            f"bulk_factor must be at least 1, got {bulk_factor}: no value is below the mean of "
-            "smaller ones."
+            f"bulk_factor={bulk_factor!r} must be at least 1: no value is below the mean of "
+            "smaller ones"
         )
     if persistence < 1:
-        raise InvalidInputError(f"persistence must be at least 1 record, got {persistence}.")
+        raise InvalidInputError(f"persistence={persistence!r} must be at least 1 record")
     if len(history.steps) < max(2, persistence):
         raise InvalidInputError(
             f"the history has {len(history.steps)} records, fewer than persistence={persistence}: "

@@ -212,7 +212,7 @@ class SpectraHistory:
         n_values: int | None = None,
         ax: "Axes | None" = None,
     ) -> "Axes":
-        """Draw one head's singular values against training; see `dynalyze.spectra.plot_spectra`."""
+        """Draw one head's singular values against training; see `plots.spectra`."""
         from dynalyze.plots.spectra import plot_spectra
 
         return plot_spectra(self, layer, head, product, n_values=n_values, ax=ax)
@@ -224,7 +224,7 @@ class SpectraHistory:
         *,
         ax: "Axes | None" = None,
     ) -> "Axes":
-        """Draw the stable ranks against training; see `dynalyze.spectra.plot_stable_rank`."""
+        """Draw the stable ranks against training; see `plots.spectra`."""
         from dynalyze.plots.spectra import plot_stable_rank
 
         return plot_stable_rank(self, layers, product, ax=ax)

@@ -27,8 +27,8 @@ class WeightSlice:
     def __post_init__(self) -> None:
         if not 0 <= self.part < self.parts:
             raise InvalidInputError(
-                f"part must lie in 0 … parts − 1, got part={self.part} of parts={self.parts} "
-                f"for {self.weight!r}: number the parts from 0."
+                f"part={self.part!r} must lie in 0 … {self.parts - 1} for {self.weight!r} of "
+                f"parts={self.parts!r}: number the parts from 0"
             )
 
 

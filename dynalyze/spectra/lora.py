@@ -153,9 +153,9 @@ def suggest_lora_ranks(
         If no module is found, the ends differ in architecture, or an option is out of range.
     """
     if not 0 < share <= 1:
-        raise InvalidInputError(f"share must lie in (0, 1], got {share}.")
+        raise InvalidInputError(f"share={share!r} must lie in (0, 1]")
     if max_rank is not None and max_rank < 1:
-        raise InvalidInputError(f"max_rank must be at least 1, got {max_rank}.")
+        raise InvalidInputError(f"max_rank={max_rank!r} must be at least 1")
     ends = _ends(before, after)
     weights = _named(ends[0], modules) if modules else _projections(ends, model)
     if not weights:

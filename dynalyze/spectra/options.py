@@ -25,18 +25,18 @@ class RecordOptions:
 
     def __post_init__(self) -> None:
         if self.n_values is not None and not is_whole(self.n_values, 1):
-            raise InvalidInputError(f"n_values must be at least 1 or None, got {self.n_values!r}.")
+            raise InvalidInputError(f"n_values={self.n_values!r} must be at least 1 or None")
         if self.spectrum not in ("leading", "full"):
-            raise InvalidInputError(f"spectrum must be 'leading' or 'full', got {self.spectrum!r}.")
+            raise InvalidInputError(f"spectrum={self.spectrum!r} must be 'leading' or 'full'")
         if not is_whole(self.n_directions, 0):
             raise InvalidInputError(
-                f"n_directions must not be negative, got {self.n_directions!r}: give a number."
+                f"n_directions={self.n_directions!r} must be a number, 0 or larger"
             )
         if not (isinstance(self.rank_tolerance, Real) and 0 < self.rank_tolerance < 1):
             raise InvalidInputError(
-                f"rank_tolerance must lie between 0 and 1, got {self.rank_tolerance!r}."
+                f"rank_tolerance={self.rank_tolerance!r} must lie between 0 and 1"
             )
         if self.dtype not in (None, torch.float32, torch.float64):
             raise InvalidInputError(
-                f"dtype must be torch.float32, torch.float64 or None, got {self.dtype}."
+                f"dtype={self.dtype} must be torch.float32, torch.float64 or None"
             )

@@ -107,8 +107,8 @@ def _float_matrix(name: str, value: object) -> Tensor:
         value = value.flatten(1)  # a convolution of 1 × 1
     if value.is_meta or value.ndim != 2 or value.numel() == 0:
         raise InvalidInputError(
-            f"{name} must be a matrix held in memory, got shape {tuple(value.shape)} on device "
-            f"{value.device}: gather sharded or deferred weights first."
+            f"{name}, of shape {tuple(value.shape)} on device {value.device}, must be a matrix "
+            "held in memory: gather sharded or deferred weights first"
         )
     return value.detach().to(_UPCAST[value.dtype])
 

@@ -246,9 +246,9 @@ def track(
     [0, 2, 4]
     """
     if not is_whole(every, 1):
-        raise InvalidInputError(f"every must be at least 1 step, got {every!r}.")
+        raise InvalidInputError(f"every={every!r} must be at least 1 step")
     if not is_whole(first_step, 0):
-        raise InvalidInputError(f"first_step must be a number of steps, got {first_step!r}.")
+        raise InvalidInputError(f"first_step={first_step!r} must be a number of steps")
     options = RecordOptions(n_values, spectrum, n_directions, rank_tolerance, dtype)
     sources = find_sources(model, layouts=layouts, layers=layers, inputs=inputs)
     check_trained(model, sources, allow_tied=allow_tied, allow_frozen=allow_frozen)

@@ -3,12 +3,12 @@
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from enum import StrEnum
 
 import numpy as np
 
 from dynalyze._core.arrays import BoolArray, FloatArray
 from dynalyze._core.interrupts import deliver
+from dynalyze._core.status import Status
 from dynalyze.errors import FlowError, UndecidedTransitionError
 from dynalyze.flow.rest import StationaryPoint
 from dynalyze.flow.steppers.protocol import StepperFactory
@@ -21,16 +21,6 @@ from dynalyze.stages.transition import NoLimit, Transition, follow_to, limit_poi
 
 _UNRELATED = 1e-10  # correlation of targets with inputs that their rounding can make
 _ROUNDING = 1e-14  # of a field, relative to its natural size
-
-
-class Status(StrEnum):
-    """How a prediction ended; what was found before that is valid in every case."""
-
-    CONVERGED = "converged"
-    TIE = "tie"
-    NO_LIMIT = "no limit point"
-    BUDGET = "budget reached"
-    INTERRUPTED = "interrupted"
 
 
 @dataclass(frozen=True)
@@ -57,11 +47,11 @@ class Ending:
 
 
 @dataclass(frozen=True)
-class Limits:
+class Options:
     """Tolerances and budgets of the recursion."""
 
     zero: "Zero"
-    tie_tolerance: float  # relative gap between winner and runner-up below which it is a tie
+    tie_rtol: float  # relative gap between winner and runner-up below which it is a tie
     max_stages: int | None
 
 
@@ -107,7 +97,7 @@ class Zero:
 Path = tuple[tuple[int, int], ...]  # products that have activated, with their signs
 
 
-class Transitions:
+class TransitionCache:
     """Finds transitions, and keeps what a second clock will ask for again.
 
     Parameters
@@ -201,12 +191,15 @@ class Transitions:
 def recurse(
     origin: StationaryPoint,
     clock: Clock,
-    transitions: Transitions,
-    limits: Limits,
+    transitions: TransitionCache,
+    options: Options,
     names: tuple[str, ...],
     on_stage: Callable[[Stage], object],
 ) -> Ending:
-    """Run Algorithm 1 from `origin` on `clock`, calling `on_stage` after every transition.
+    """Run Algorithm 1 from `origin` on `clock`.
+
+    `on_stage` is called after every transition, and stops the recursion by returning something
+    true.
 
     Returns
     -------
@@ -220,14 +213,16 @@ def recurse(
         k = len(path)
         active = np.zeros(point.theta.size, dtype=bool)
         active[point.support] = True
-        zero = limits.zero(point.theta)
+        zero = options.zero(point.theta)
         winner = activation(clock.waits(point.field, active, zero), point.field)
         if winner is None:
             return _converged(point, active, zero, names, k)
-        if k == limits.max_stages:
-            return Ending(Status.BUDGET, f"stopped after max_stages={k}; raise it for more stages")
+        if k == options.max_stages:
+            return Ending(
+                Status.MAX_STAGES, f"stopped after max_stages={k}; raise it for more stages"
+            )
         gap = winner.runner_up_wait - winner.wait
-        if gap <= limits.tie_tolerance * abs(winner.wait):
+        if gap <= options.tie_rtol * abs(winner.wait):
             return Ending(
                 Status.TIE,
                 f"tie at stage {k + 1}: {names[winner.coordinate]} and {names[winner.runner_up]} "
@@ -238,8 +233,9 @@ def recurse(
         try:
             transition = transitions(path, point, zero)
         except UndecidedTransitionError as budget:
+            out_of_time = time.monotonic() > transitions.deadline
             return Ending(
-                Status.BUDGET,
+                Status.MAX_SECONDS if out_of_time else Status.UNDECIDED,
                 f"after {k} stages, when {names[winner.coordinate]} activates: {budget}; whether "
                 "that ends at a limit point is not known",
             )
@@ -250,7 +246,8 @@ def recurse(
                 f"{transition.message}",
             )
         onset_time, b = clock.advance(point, active, winner, transition)
-        on_stage(Stage(onset_time, winner, transition, b))
+        if on_stage(Stage(onset_time, winner, transition, b)):
+            return Ending(Status.CALLBACK, f"stopped by the callback after stage {k + 1}")
         point = transition.end
 
 
@@ -276,6 +273,6 @@ def _converged(
     else:
         message = (
             f"every field off the support counts as 0: the largest is that of {names[closest]}, "
-            f"{rest:.1e}, within field_tolerance of the first ({zero[closest]:.1e})"
+            f"{rest:.1e}, within field_rtol of the first ({zero[closest]:.1e})"
         )
     return Ending(Status.CONVERGED, message)

@@ -8,7 +8,7 @@ from dynalyze._core.arrays import FloatArray
 from dynalyze.flow.rest import StationaryPoint
 from dynalyze.models.counted import Stats
 from dynalyze.models.protocol import Objective
-from dynalyze.stages.algorithm import Ending, Limits, Stage
+from dynalyze.stages.algorithm import Ending, Options, Stage
 from dynalyze.stages.equations import initial_log_scale
 from dynalyze.stages.finite import FiniteScaleStages
 from dynalyze.stages.prediction import StagePrediction
@@ -21,8 +21,8 @@ def assemble(
     names: tuple[str, ...],
     ending: Ending,
     stats: Stats,
-    limits: Limits,
-    finite: FiniteScaleStages | None,
+    options: Options,
+    at_alpha: FiniteScaleStages | None,
     configuration: dict[str, Any],
     objective: Objective,
 ) -> StagePrediction:
@@ -32,10 +32,10 @@ def assemble(
     onsets = [stage.onset_time for stage in stages]
     losses = [point.value for point in plateaus]
     support_sizes = [point.support.size for point in plateaus]
-    left = tuple(stage.transition.left for stage in stages)
+    departed = tuple(stage.transition.left for stage in stages)
     caveats = tuple(_caveat(stage.transition, names) for stage in stages)
     durations = _durations(stages)
-    zero_fields = limits.zero(plateaus[-1].theta)
+    zero_fields = options.zero(plateaus[-1].theta)
     log_scales = [initial_log_scale(len(names))] + [stage.b for stage in stages]
     thetas, fields = [point.theta for point in plateaus], [point.field for point in plateaus]
     plateaus.clear()
@@ -49,18 +49,18 @@ def assemble(
         fields=_stacked(fields),
         losses=np.array(losses),
         support_sizes=np.array(support_sizes, dtype=np.int64),
-        left=left,
+        departed=departed,
         runner_ups=np.array([a.runner_up for a in activations], dtype=np.int64),
         gaps=np.array([a.runner_up_wait - a.wait for a in activations], dtype=float),
         caveats=caveats,
         known_durations=durations,
         zero_fields=zero_fields,
-        tie_tolerance=limits.tie_tolerance,
+        tie_rtol=options.tie_rtol,
         product_names=names,
         status=ending.status,
         message=ending.message,
         stats=stats,
-        finite=finite,
+        at_alpha=at_alpha,
         configuration=configuration,
         objective=objective,
     )

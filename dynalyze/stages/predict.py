@@ -3,12 +3,14 @@
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 from tqdm.auto import tqdm
 
 from dynalyze._core.arrays import ArrayLike, Data
 from dynalyze._core.interrupts import delivering, held, interruptible, take
+from dynalyze._core.status import Status
 from dynalyze._core.warn import warn
 from dynalyze.errors import InvalidInputError, StagesOverlapWarning
 from dynalyze.flow.initialization import Initialization, check_initialization
@@ -16,11 +18,11 @@ from dynalyze.flow.rest import StationaryPoint, at_origin
 from dynalyze.flow.steppers.methods import method_name, stepper_factory
 from dynalyze.flow.steppers.protocol import StepperFactory
 from dynalyze.models.binding import bind, check_origin
-from dynalyze.models.counted import CountedObjective, Stats
+from dynalyze.models.counted import CountedObjective
 from dynalyze.models.data import as_positive_int
 from dynalyze.models.losses import Loss, loss_name
 from dynalyze.models.protocol import Model, Objective
-from dynalyze.stages.algorithm import Ending, Limits, Stage, Status, Transitions, Zero, recurse
+from dynalyze.stages.algorithm import Ending, Options, Stage, TransitionCache, Zero, recurse
 from dynalyze.stages.assemble import assemble
 from dynalyze.stages.clocks import FiniteScaleClock, LeadingOrderClock
 from dynalyze.stages.finite import FiniteScaleStages
@@ -40,12 +42,12 @@ def predict_stages(
     sample_weight: ArrayLike | None = None,
     init: Initialization | None = None,
     max_stages: int | None = None,
-    max_seconds: float = np.inf,
-    field_tolerance: float = 1e-9,
-    tie_tolerance: float = 1e-9,
+    max_seconds: float | None = None,
+    field_rtol: float = 1e-9,
+    tie_rtol: float = 1e-9,
     method: str | StepperFactory = "auto",
     progress: bool = False,
-    callback: Callable[[Stage], object] | None = None,
+    callback: Callable[[Stage], Any] | None = None,
 ) -> StagePrediction:
     """Predict the stages in which gradient flow from a vanishing initialization learns.
 
@@ -70,12 +72,12 @@ def predict_stages(
         know the transitions' own duration and the differences between the initial weights.
     max_stages : int, optional
         Stop after that many stages.
-    max_seconds : float
+    max_seconds : float, optional
         Stop when that much wall-clock time has passed at the end of a stage.
-    field_tolerance : float
+    field_rtol : float
         The recursion has converged when every |g_i| off the support is at most this fraction
         of max|g(0)|, less by as much as the units of its feature are smaller than the largest.
-    tie_tolerance : float
+    tie_rtol : float
         Two products whose waiting times differ by at most this fraction tie, and the
         recursion stops: the theory does not say which comes first (Assumption 4.2).
     method : str or StepperFactory
@@ -83,7 +85,8 @@ def predict_stages(
     progress : bool
         Show a progress bar, one tick per stage.
     callback : callable, optional
-        Called with every `Stage` of the limit α → 0 when it is known.
+        Called with every `Stage` of the limit α → 0 when it is known; stops the recursion by
+        returning something true.
 
     Returns
     -------
@@ -102,7 +105,7 @@ def predict_stages(
         If, from `init`, a transition begins before the one before it has ended.
     """
     started = time.monotonic()
-    _check_options(max_stages, max_seconds, field_tolerance, tie_tolerance)
+    _check_options(max_stages, max_seconds, field_rtol, tie_rtol)
     stepper_factory(method)  # refuses what no orbit could be followed with
     bound = bind(model, data, loss=loss, sample_weight=sample_weight)
     _check_rounding(bound)
@@ -117,13 +120,13 @@ def predict_stages(
     names = objective.product_names
     origin = at_origin(objective)
     check_origin(type(model).__name__, origin.value, origin.field)
-    zero = Zero(objective, origin, field_tolerance)
-    limits = Limits(zero, tie_tolerance, max_stages)
+    zero = Zero(objective, origin, field_rtol)
+    options = Options(zero, tie_rtol, max_stages)
     tolerance = _STATIONARY * float(np.abs(origin.field).max(initial=0.0))
-    transitions = Transitions(
+    transitions = TransitionCache(
         objective,
         method,
-        deadline=started + max_seconds,
+        deadline=started + (np.inf if max_seconds is None else max_seconds),
         tolerance=tolerance,
         follow=init is not None,
     )
@@ -131,46 +134,44 @@ def predict_stages(
     clock = LeadingOrderClock(objective.n_products)
     with tqdm(desc="stages", unit=" stages", total=max_stages, disable=not progress) as bar:
 
-        def record(stage: Stage) -> None:
+        def record(stage: Stage) -> Any:
             stages.append(stage if init is not None else stage.without_hessians())
             bar.update()
             bar.set_postfix(loss=f"{stage.transition.end.value:.3g}", refresh=False)
-            if callback is not None:
-                with interruptible():
-                    callback(stage)
+            with interruptible():
+                return callback is not None and callback(stage)
 
         try:
             with delivering():
-                ending = recurse(origin, clock, transitions, limits, names, record)
+                ending = recurse(origin, clock, transitions, options, names, record)
         except KeyboardInterrupt:
             ending = Ending(Status.INTERRUPTED, "interrupted; the stages before that are kept")
             transitions.deadline = started  # jump times of what is known, no more
-    finite = None
+    at_alpha = None
     if init is not None:
-        finite, interrupted = _at_finite_scale(origin, init, stages, transitions, limits, names)
+        # What the callback ended, ends from `init` too.
+        most = len(stages) if ending.status is Status.CALLBACK else max_stages
+        at_alpha, interrupted = _at_finite_scale(
+            origin, init, stages, transitions, replace(options, max_stages=most), names
+        )
         if interrupted:
             ending = Ending(
                 Status.INTERRUPTED,
-                f"interrupted at the jump times, of which {len(finite.coordinates)} are known; "
+                f"interrupted at the jump times, of which {len(at_alpha.coordinates)} are known; "
                 f"the limit α → 0 before: {ending.status}, {ending.message}",
             )
-    stats = Stats(
-        nfev=objective.nfev,
-        nhev=objective.nhev,
-        nhcol=objective.nhcol,
-        seconds=time.monotonic() - started,
-    )
+    stats = objective.stats(time.monotonic() - started)
     configuration = {
         "model": repr(model),
         "loss": loss_name(loss),
         "weighted": sample_weight is not None,
         "max_stages": max_stages,
-        "field_tolerance": field_tolerance,
+        "field_rtol": field_rtol,
         "method": method_name(method),
     }
     del transitions  # with the factorizations and the orbits that only they needed
     prediction = assemble(
-        origin, stages, names, ending, stats, limits, finite, configuration, bound
+        origin, stages, names, ending, stats, options, at_alpha, configuration, bound
     )
     if take() and ending.status is not Status.INTERRUPTED:
         message = f"interrupted at its end: {ending.status}, {ending.message}"
@@ -194,8 +195,8 @@ def _at_finite_scale(
     origin: StationaryPoint,
     init: Initialization,
     leading: list[Stage],
-    transitions: Transitions,
-    limits: Limits,
+    transitions: TransitionCache,
+    options: Options,
     names: tuple[str, ...],
 ) -> tuple[FiniteScaleStages, bool]:
     """Run the recursion again on the clock of `init`; it shares the transitions found.
@@ -204,17 +205,17 @@ def _at_finite_scale(
     """
     if not leading:
         return FiniteScaleStages.from_stages([], [], init), False
-    units = limits.zero.units
+    units = options.zero.units
     largest = max(float((units * np.abs(s.transition.end.theta)).max()) for s in leading)
     # Where no transition ends before the next begins, products come and go without end.
     most = _MOST_FINITE * len(leading)
-    limits = replace(limits, max_stages=min(most, limits.max_stages or most))
+    options = replace(options, max_stages=min(most, options.max_stages or most))
     stages: list[Stage] = []
     clock = FiniteScaleClock(init, ONSET * largest / units)
     interrupted = False
     try:
         with delivering():
-            recurse(origin, clock, transitions, limits, names, stages.append)
+            recurse(origin, clock, transitions, options, names, stages.append)
     except KeyboardInterrupt:
         interrupted = True
     return FiniteScaleStages.from_stages(stages, clock.overlaps, init), interrupted
@@ -234,13 +235,13 @@ def _warn_of_overlap(prediction: StagePrediction, log10_alpha: float) -> None:
 
 
 def _check_options(
-    max_stages: int | None, max_seconds: float, field_tolerance: float, tie_tolerance: float
+    max_stages: int | None, max_seconds: float | None, field_rtol: float, tie_rtol: float
 ) -> None:
     if max_stages is not None:
         as_positive_int(max_stages, "max_stages")
-    if not max_seconds > 0:
+    if max_seconds is not None and not max_seconds > 0:
         raise InvalidInputError(f"max_seconds={max_seconds!r} must be positive")
-    for name, value in (("field_tolerance", field_tolerance), ("tie_tolerance", tie_tolerance)):
+    for name, value in (("field_rtol", field_rtol), ("tie_rtol", tie_rtol)):
         if not 0 < value < 1:
             raise InvalidInputError(
                 f"{name}={value!r} must lie between 0 and 1: it is a fraction, such as 1e-9"

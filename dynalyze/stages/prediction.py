@@ -10,11 +10,11 @@ import numpy as np
 from dynalyze._core.arrays import BoolArray, FloatArray, IntArray
 from dynalyze._core.dataframe import dataframe
 from dynalyze._core.saved_files import load_saved, write_saved
+from dynalyze._core.status import Status
 from dynalyze.errors import InvalidInputError
 from dynalyze.flow.rest import known_point
 from dynalyze.models.counted import Stats
 from dynalyze.models.protocol import Objective
-from dynalyze.stages.algorithm import Status
 from dynalyze.stages.durations import transition_durations
 from dynalyze.stages.finite import FiniteScaleStages, jump_sizes
 from dynalyze.stages.saved import SCHEMA
@@ -44,17 +44,17 @@ class StagePrediction:
     fields: FloatArray  # (K+1, p), g(θ^k)
     losses: FloatArray  # (K+1,), loss on each plateau
     support_sizes: IntArray  # (K+1,), number of active products on each plateau
-    left: tuple[tuple[int, ...], ...]  # K tuples, products that leave in each transition
+    departed: tuple[tuple[int, ...], ...]  # K tuples, products that leave in each transition
     runner_ups: IntArray  # (K,), product that would have activated next, −1 if none
     gaps: FloatArray  # (K,), rescaled time by which the runner-up is later, inf if none
     caveats: tuple[str, ...]  # K sentences: what is degenerate at each limit point, "" if nothing
     zero_fields: FloatArray  # (p,), |g_i| off the support that counts as 0
-    tie_tolerance: float  # relative gap of two waiting times that counts as a tie
+    tie_rtol: float  # relative gap of two waiting times that counts as a tie
     product_names: tuple[str, ...]  # p names
     status: Status
     message: str  # why the recursion ended, and what to do about it
     stats: Stats
-    finite: FiniteScaleStages | None = None  # the stages from a given initialization
+    at_alpha: FiniteScaleStages | None = None  # the stages from a given initialization
     configuration: dict[str, Any] = field(default_factory=dict)  # how it was computed
     known_durations: FloatArray | None = None  # (K,), see `durations`
     objective: Objective | None = None  # the loss with its data; not in a saved file
@@ -62,6 +62,11 @@ class StagePrediction:
     def __getstate__(self) -> dict[str, Any]:
         """Leave the objective out of pickles too: it holds the data, and compiled functions."""
         return vars(self) | {"objective": None}
+
+    @property
+    def success(self) -> bool:
+        """Whether all stages are there: no product outside the support grows any more."""
+        return self.status.success
 
     @property
     def n_stages(self) -> int:
@@ -120,9 +125,9 @@ class StagePrediction:
         InvalidInputError
             If the prediction was made without ``init``.
         """
-        finite = self._finite("which stages are separated depends on the initialization")
-        stages = finite.stages_of(self.coordinates, self.signs)
-        return (stages >= 0) & (stages < finite.n_separated)
+        at_alpha = self._at_alpha("which stages are separated depends on the initialization")
+        stages = at_alpha.stages_of(self.coordinates, self.signs)
+        return (stages >= 0) & (stages < at_alpha.n_separated)
 
     def jump_times(
         self,
@@ -155,14 +160,14 @@ class StagePrediction:
         InvalidInputError
             If the prediction was made without ``init``, or an argument is not as above.
         """
-        finite = self._finite("jump times depend on the initialization")
-        times, _ = finite.jumps_of(self.coordinates, self.signs, self._sizes(threshold))
-        return times / finite.units_per_flow_time(unit, lr)
+        at_alpha = self._at_alpha("jump times depend on the initialization")
+        times, _ = at_alpha.jumps_of(self.coordinates, self.signs, self._sizes(threshold))
+        return times / at_alpha.units_per_flow_time(unit, lr)
 
     def jump_notes(self, threshold: float | None = None) -> tuple[str, ...]:
         """Why a stage has no jump time, K sentences; empty where it has one."""
-        finite = self._finite("jump times depend on the initialization")
-        return finite.jumps_of(self.coordinates, self.signs, self._sizes(threshold))[1]
+        at_alpha = self._at_alpha("jump times depend on the initialization")
+        return at_alpha.jumps_of(self.coordinates, self.signs, self._sizes(threshold))[1]
 
     @property
     def jump_sizes(self) -> FloatArray:
@@ -182,13 +187,13 @@ class StagePrediction:
             )
         return np.full(self.n_stages, float(threshold))
 
-    def _finite(self, why: str) -> FiniteScaleStages:
-        if self.finite is None:
+    def _at_alpha(self, why: str) -> FiniteScaleStages:
+        if self.at_alpha is None:
             raise InvalidInputError(
                 f"{why}: call predict_stages(..., init=Initialization(...)); `times` has the "
                 "leading order without one"
             )
-        return self.finite
+        return self.at_alpha
 
     def name(self, coordinate: int) -> str:
         """Readable name of a product."""
@@ -199,9 +204,9 @@ class StagePrediction:
         separated, jumps = None, None
         if self.follows_transitions and not np.isnan(self.durations).all():
             separated = self.log10_alpha_separated
-        if self.finite is not None:
+        if self.at_alpha is not None:
             times, notes = self.jump_times(threshold), self.jump_notes(threshold)
-            jumps = Jumps(self.finite.log10_alpha, times, notes, threshold)
+            jumps = Jumps(self.at_alpha.log10_alpha, times, notes, threshold)
         return stage_table(
             self._columns(),
             self.losses[0],
@@ -229,7 +234,7 @@ class StagePrediction:
             "value": self.theta[1:][np.arange(self.n_stages), self.coordinates],
             "loss": self.losses[1:],
             "support_size": self.support_sizes[1:],
-            "left": [tuple(self.name(i) for i in left) for left in self.left],
+            "departed": [tuple(self.name(i) for i in products) for products in self.departed],
             "runner_up": [self.name(i) if i >= 0 else None for i in self.runner_ups],
             "gap": self.gaps,
         }
@@ -237,7 +242,7 @@ class StagePrediction:
     def to_dataframe(self) -> "pd.DataFrame":
         """Stages as a pandas DataFrame, one row each (needs the extra ``dataframe``)."""
         columns = self._columns() | {"log10_alpha_separated": self.log10_alpha_separated}
-        if self.finite is not None:
+        if self.at_alpha is not None:
             columns["jump_time"] = self.jump_times()
         return dataframe(columns, number_rows="stage")
 
@@ -253,17 +258,17 @@ class StagePrediction:
         arrays = {name: getattr(self, name) for name in own}
         if self.follows_transitions:
             arrays["known_durations"] = self.durations
-        if self.finite is not None:
-            arrays |= {f"finite.{name}": a for name, a in self.finite.to_arrays().items()}
+        if self.at_alpha is not None:
+            arrays |= {f"at_alpha.{name}": a for name, a in self.at_alpha.to_arrays().items()}
         metadata = {
-            "left": self.left,
+            "departed": self.departed,
             "caveats": self.caveats,
             "product_names": self.product_names,
             "status": self.status,
             "message": self.message,
-            "tie_tolerance": self.tie_tolerance,
+            "tie_rtol": self.tie_rtol,
             "stats": vars(self.stats),
-            "log10_alpha": None if self.finite is None else self.finite.log10_alpha,
+            "log10_alpha": None if self.at_alpha is None else self.at_alpha.log10_alpha,
             "configuration": self.configuration,
         }
         write_saved(path, SCHEMA, arrays, metadata)
@@ -282,19 +287,19 @@ class StagePrediction:
     @classmethod
     def _from_parts(cls, arrays: dict[str, Any], metadata: dict[str, Any]) -> Self:
         own = {name: array for name, array in arrays.items() if "." not in name}
-        finite = {k.removeprefix("finite."): a for k, a in arrays.items() if "." in k}
+        at_alpha = {k.removeprefix("at_alpha."): a for k, a in arrays.items() if "." in k}
         log10_alpha = metadata.pop("log10_alpha")
-        if (log10_alpha is None) != (not finite):
+        if (log10_alpha is None) != (not at_alpha):
             raise ValueError("the stages from a given initialization are there in part")
         return cls(
             **own,
             **metadata
             | {
-                "left": tuple(tuple(left) for left in metadata["left"]),
+                "departed": tuple(tuple(products) for products in metadata["departed"]),
                 "caveats": tuple(metadata["caveats"]),
                 "product_names": tuple(metadata["product_names"]),
                 "status": Status(metadata["status"]),
                 "stats": Stats(**metadata["stats"]),
             },
-            finite=FiniteScaleStages.from_arrays(finite, log10_alpha) if finite else None,
+            at_alpha=FiniteScaleStages.from_arrays(at_alpha, log10_alpha) if at_alpha else None,
         )

@@ -48,12 +48,12 @@ def stage_table(
     """
     header = ["stage", "T", "product", "value", "loss", "active", "leaves"]
     rows = [["0", "0", "", "", f"{first_loss:.6g}", "0", ""]]
-    names = ("time", "sign", "product", "value", "loss", "support_size", "left")
-    for k, (time, sign, product, value, loss, active, left) in enumerate(
+    names = ("time", "sign", "product", "value", "loss", "support_size", "departed")
+    for k, (time, sign, product, value, loss, active, departed) in enumerate(
         zip(*(columns[name] for name in names), strict=True), 1
     ):
         row = [f"{k}", f"{time:.6g}", f"{'+' if sign > 0 else '−'} {product}", f"{value:.5g}"]
-        rows.append([*row, f"{loss:.6g}", f"{active}", ", ".join(left)])
+        rows.append([*row, f"{loss:.6g}", f"{active}", ", ".join(departed)])
     legend = (
         "T is rescaled time, flow time / log(1/α); value and loss are those of the plateau after "
         "the activation."

@@ -5,6 +5,7 @@ from typing import Any
 
 import sympy as sp
 
+from dynalyze._core.status import Status
 from dynalyze.errors import InvalidInputError, NoLimitPointError, UnsolvedBranchError
 from dynalyze.symbolic.decisions import Decisions, tidy
 from dynalyze.symbolic.equations import activation, log_scale, time_until_active
@@ -26,7 +27,7 @@ class _Recursion:
         self.times: list[sp.Expr] = []
         self.coordinates: list[int] = []
         self.new_signs: list[sp.Expr] = []
-        self.left: list[tuple[int, ...]] = []
+        self.departed: list[tuple[int, ...]] = []
         self.branches: list[str] = []
 
     def race(self) -> tuple[tuple[int, ...], sp.Expr, list[sp.Expr], list[int]]:
@@ -55,13 +56,13 @@ class _Recursion:
         self.times.append(self.next_time(wait))
         self.coordinates.append(winner)
         self.new_signs.append(sp.Integer(sign))
-        self.left.append(tuple(i for i, s in enumerate(old) if s and not self.signs[i]))
+        self.departed.append(tuple(i for i, s in enumerate(old) if s and not self.signs[i]))
         self.branches.append(_describe(point))
 
     def next_time(self, wait: sp.Expr) -> sp.Expr:
         return tidy((self.times[-1] if self.times else 0) + wait)
 
-    def result(self, status: str, message: str, **rest: Any) -> SymbolicStages:
+    def result(self, status: Status, message: str, **rest: Any) -> SymbolicStages:
         return SymbolicStages(
             self.problem.products,
             tuple(self.times),
@@ -70,7 +71,7 @@ class _Recursion:
             tuple(self.theta),
             tuple(self.b),
             tuple(self.losses),
-            tuple(self.left),
+            tuple(self.departed),
             status,
             message,
             tuple(self.decisions.conditions),
@@ -84,7 +85,7 @@ def stages(
     *,
     at: Mapping[sp.Symbol, Any] | None = None,
     max_stages: int = 100,
-    time_limit: float = 30.0,
+    max_seconds: float | None = 30.0,
 ) -> SymbolicStages:
     """Run Algorithm 1 exactly.
 
@@ -99,18 +100,17 @@ def stages(
         parameters, and lists the conditions under which it holds.
     max_stages : int
         Stop after so many stages.
-    time_limit : float
-        Seconds that SymPy may take to solve for one stationary point.
+    max_seconds : float, optional
+        Seconds that SymPy may take to solve for one stationary point; None for no limit.
 
     Returns
     -------
     SymbolicStages
         ``status`` is ``"converged"`` if no coordinate grows any more; ``"tie"`` if two coordinates
         become active at once and ``"degenerate"`` if one leaves with field 0 (in both, Assumption
-        4.2 fails); ``"no limit point"`` if the flow does not come to rest; ``"unsolved"`` if it
-        does, but SymPy finds no formula for where, and then ``equations`` has what must vanish
-        there; ``"budget reached"`` after `max_stages`. The stages found before are returned in
-        every case.
+        4.2 fails); ``"no_limit"`` if the flow does not come to rest; ``"unsolved"`` if it does,
+        but SymPy finds no formula for where, and then ``equations`` has what must vanish there;
+        ``"max_stages"`` after so many. The stages found before are returned in every case.
 
     Raises
     ------
@@ -121,42 +121,42 @@ def stages(
     --------
     >>> from dynalyze.symbolic import diagonal_linear
     >>> result = stages(diagonal_linear([[2, 1], [1, 2]], [3, 1]))
-    >>> result.times, result.theta[-1], result.status
-    ((1/3, 3), (5/3, -1/3), 'converged')
+    >>> result.times, result.theta[-1], result.success
+    ((1/3, 3), (5/3, -1/3), True)
     """
-    if max_stages < 0 or time_limit <= 0:
+    if max_stages < 0 or (max_seconds is not None and not max_seconds > 0):
         raise InvalidInputError(
-            f"max_stages={max_stages} must not be negative, and time_limit={time_limit} must be "
+            f"max_stages={max_stages} must not be negative, and max_seconds={max_seconds} must be "
             "positive"
         )
     run = _Recursion(problem, Decisions(at))
     while True:
         winners, wait, field, signs = run.race()
-        resting = _names(problem, [i for i in (run.left or [()])[-1] if not signs[i]])
+        resting = _names(problem, [i for i in (run.departed or [()])[-1] if not signs[i]])
         if not winners:
             note = f" {resting} left with field 0: Assumption 4.2 fails there." if resting else ""
             return run.result(
-                "converged", f"No coordinate outside the support grows any more.{note}"
+                Status.CONVERGED, f"No coordinate outside the support grows any more.{note}"
             )
         following = {"next_time": run.next_time(wait), "next_coordinates": winners}
         names = _names(problem, winners)
         if resting:
             return run.result(
-                "degenerate",
+                Status.DEGENERATE,
                 f"{resting} left the support at stage {len(run.times)} with field 0: Assumption "
                 "4.2 fails, and higher orders decide.",
                 **following,
             )
         if len(winners) > 1:
             return run.result(
-                "tie",
+                Status.TIE,
                 f"At stage {len(run.times) + 1} the coordinates {names} become active at once: "
                 "Assumption 4.2 fails, and the initialization decides.",
                 **following,
             )
         if len(run.times) == max_stages:
             return run.result(
-                "budget reached", f"Stopped after max_stages={max_stages}.", **following
+                Status.MAX_STAGES, f"Stopped after max_stages={max_stages}.", **following
             )
         (winner,) = winners
         starting = [*run.signs]
@@ -164,19 +164,19 @@ def stages(
         place = f"At stage {len(run.times) + 1}, after {names} becomes active, "
         try:
             point = limit_point(
-                problem, run.theta[-1], starting, run.decisions, time_limit=time_limit
+                problem, run.theta[-1], starting, run.decisions, max_seconds=max_seconds
             )
         except NoLimitPointError as error:
-            return run.result("no limit point", f"{place}{error}.", **following)
+            return run.result(Status.NO_LIMIT, f"{place}{error}.", **following)
         except UnsolvedBranchError as error:
             end = ", ".join(
                 f"{x} = {value:.12g}"
                 for x, value in zip(problem.products, error.theta, strict=True)
             )
             return run.result(
-                "unsolved",
+                Status.UNSOLVED,
                 f"{place}the flow rests at {end}, but {error}: `equations` are left to solve; try "
-                "a larger time_limit, or other data.",
+                "a larger max_seconds, or other data.",
                 equations=error.equations,
                 **following,
             )

@@ -8,6 +8,7 @@ import numpy as np
 import sympy as sp
 
 from dynalyze._core.arrays import FloatArray
+from dynalyze._core.status import Status
 from dynalyze.errors import InvalidInputError
 from dynalyze.symbolic.decisions import tidy
 
@@ -36,14 +37,19 @@ class SymbolicStages:
     theta: tuple[tuple[sp.Expr, ...], ...]  # (K+1, p) stationary points, θ^0 = 0 first
     b: tuple[tuple[sp.Expr, ...], ...]  # (K+1, p) log-scales of eq. (10)
     losses: tuple[sp.Expr, ...]  # (K+1,)
-    left: tuple[tuple[int, ...], ...]  # (K,) coordinates that left the support
-    status: str  # "converged", "tie", "degenerate", "no limit point", "unsolved", "budget reached"
+    departed: tuple[tuple[int, ...], ...]  # (K,) coordinates that left the support
+    status: Status
     message: str  # what the status means here, and what to do
     conditions: tuple[sp.Basic, ...] = ()  # relations between parameters
     branches: tuple[str, ...] = ()  # (K,) how each stationary point was told from the others
     equations: tuple[sp.Expr, ...] = ()  # if unsolved: expressions that must vanish next
     next_time: sp.Expr | None = None  # if it ended early: T of the stage not found
     next_coordinates: tuple[int, ...] = ()  # and the coordinates that it would activate
+
+    @property
+    def success(self) -> bool:
+        """Whether all stages are there: no coordinate outside the support grows any more."""
+        return self.status.success
 
     @property
     def parameters(self) -> tuple[sp.Symbol, ...]:
@@ -85,7 +91,7 @@ class SymbolicStages:
             replace(self.theta),
             replace(self.b),
             replace(self.losses),
-            self.left,
+            self.departed,
             self.status,
             self.message,
             tuple(conditions),
@@ -169,7 +175,7 @@ class SymbolicStages:
             event = ["0", ""]
             if k:
                 sign = {1: "+", -1: "-"}.get(self.signs[k - 1]) or sp.latex(self.signs[k - 1])
-                gone = "".join(rf",\ {names[i]}\to 0" for i in self.left[k - 1])
+                gone = "".join(rf",\ {names[i]}\to 0" for i in self.departed[k - 1])
                 event = [
                     cell(self.times[k - 1]),
                     rf"{names[self.coordinates[k - 1]]}\ ({sign}){gone}",
@@ -188,7 +194,7 @@ class SymbolicStages:
         lines = [f"{len(self.times)} stages: {self.status}. {self.message}"]
         for k, time in enumerate(self.times):
             name = self.products[self.coordinates[k]]
-            gone = "".join(f", {self.products[i]} leaves" for i in self.left[k])
+            gone = "".join(f", {self.products[i]} leaves" for i in self.departed[k])
             theta = ", ".join(str(value.xreplace(short)) for value in self.theta[k + 1])
             lines.append(
                 f"  T_{k + 1} = {time.xreplace(short)}: {name} (sign {self.signs[k]}){gone}; "

@@ -16,10 +16,10 @@ from scipy.integrate import LSODA
 
 from dynalyze._core.arrays import BoolArray, FloatArray, IntArray
 from dynalyze.errors import NoLimitPointError, UnsolvedBranchError
-from dynalyze.symbolic._solver import solve
 from dynalyze.symbolic.decisions import Decisions, tidy
 from dynalyze.symbolic.least_squares import sign_constrained_least_squares
 from dynalyze.symbolic.problem import ExpectedLoss
+from dynalyze.symbolic.solver import solve
 
 _START = 1e-7  # ε of eq. (11)
 _CLOSE = 1e-6  # a solution this near to the flow's end is the one that it reached
@@ -44,7 +44,7 @@ def limit_point(
     signs: Sequence[int],
     decisions: Decisions,
     *,
-    time_limit: float,
+    max_seconds: float | None,
 ) -> LimitPoint:
     """Limit of the flow from θ plus an infinitesimal new coordinate, eq. (11).
 
@@ -58,8 +58,8 @@ def limit_point(
         Signs of the support and of the new coordinate; 0 elsewhere.
     decisions : Decisions
         Reference point, and the conditions found on the way.
-    time_limit : float
-        Seconds that SymPy may take to solve for the stationary points.
+    max_seconds : float or None
+        Seconds that SymPy may take to solve for the stationary points; None for no limit.
 
     Raises
     ------
@@ -77,7 +77,7 @@ def limit_point(
     start = np.array([float(decisions.at_reference(value)) for value in theta])
     new = np.array(signs) * (start == 0)
     end = flow_end(problem, start + _START * new, decisions)
-    return _solved(problem, restricted, end, decisions, time_limit)
+    return _solved(problem, restricted, end, decisions, max_seconds)
 
 
 def _quadratic(loss: sp.Expr, unknowns: Sequence[sp.Symbol]) -> tuple[sp.Matrix, sp.Matrix] | None:
@@ -140,13 +140,13 @@ def _solved(
     restricted: sp.Expr,
     end: FloatArray,
     decisions: Decisions,
-    time_limit: float,
+    max_seconds: float | None,
 ) -> LimitPoint:
     support = [i for i in range(len(end)) if end[i]]
     unknowns = [problem.products[i] for i in support]
     off = {x: 0 for x, value in zip(problem.products, end, strict=True) if value == 0}
     equations = tuple(tidy(sp.diff(restricted, x).subs(off)) for x in unknowns)
-    found = solve(equations, unknowns, time_limit)
+    found = solve(equations, unknowns, max_seconds)
     if isinstance(found, str):
         raise UnsolvedBranchError(found, equations, end)
     distances = [_distance(solution, unknowns, end[support], decisions) for solution in found]

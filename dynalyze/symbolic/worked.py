@@ -7,6 +7,7 @@ from typing import Any
 
 import sympy as sp
 
+from dynalyze._core.status import Status
 from dynalyze.errors import InvalidInputError
 from dynalyze.symbolic.problem import ExpectedLoss, mean_loss
 from dynalyze.symbolic.result import SymbolicStages
@@ -92,7 +93,7 @@ def orthogonal_stages(
         tuple(b),
         tuple(losses),
         ((),) * p,
-        "converged",
+        Status.CONVERGED,
         "No coordinate outside the support grows any more.",
         tuple(condition for condition in ordered if condition != sp.true),
         ("the sign-constrained least-squares solution, exact",) * p,

@@ -43,10 +43,10 @@ def test_prediction_of_another_problem():
 def test_a_loaded_prediction_needs_its_model_and_data_again(tmp_path):
     X = np.random.default_rng(0).standard_normal((20, 2))
     data = (X, X @ np.array([1.0, -0.3]))
-    prediction = predict_stages(DiagonalLinear(2), data, tie_tolerance=1e-6)
+    prediction = predict_stages(DiagonalLinear(2), data, tie_rtol=1e-6)
     prediction.save(tmp_path / "prediction.npz")
     loaded = StagePrediction.load(tmp_path / "prediction.npz")
-    assert loaded.tie_tolerance == 1e-6
+    assert loaded.tie_rtol == 1e-6
     np.testing.assert_array_equal(loaded.zero_fields, prediction.zero_fields)
     with pytest.raises(InvalidInputError, match=r"loaded from a file, .* model=\.\.\., data="):
         check_assumptions(loaded)

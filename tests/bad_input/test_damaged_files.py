@@ -23,7 +23,7 @@ from dynalyze.training.vit import ViTOptions, ViTRun, ViTShape, train_vit
 # Arrays in which nothing but finite numbers can stand
 FINITE = {
     Trajectory: ("t", "breaks", "u0", "v0"),
-    StagePrediction: ("times", "theta", "b", "losses", "finite.onsets", "finite.u0"),
+    StagePrediction: ("times", "theta", "b", "losses", "at_alpha.onsets", "at_alpha.u0"),
     TrainingRun: ("u0", "v0"),
     FullTrajectory: ("t", "u0"),
     SpectraHistory: (),
@@ -31,7 +31,7 @@ FINITE = {
 }
 INDICES = {
     Trajectory: ("degrees",),
-    StagePrediction: ("coordinates", "runner_ups", "signs", "finite.coordinates"),
+    StagePrediction: ("coordinates", "runner_ups", "signs", "at_alpha.coordinates"),
     TrainingRun: ("steps",),
     FullTrajectory: (),
     SpectraHistory: ("layer", "head", "largest_rank"),
@@ -157,7 +157,7 @@ def other_values(content, rng, kind):
     return packed(arrays, stamp)
 
 
-_BOUNDED = ("coordinates", "runner_ups", "signs", "finite.coordinates", "layer", "history.layer")
+_BOUNDED = ("coordinates", "runner_ups", "signs", "at_alpha.coordinates", "layer", "history.layer")
 
 
 def other_stamp(content, rng, _kind):

@@ -73,8 +73,8 @@ def test_head_data(data, message):
         ({"sample_weight": np.ones(3)}, "sample_weight has 3 entries for 20 samples"),
         ({"max_stages": 0}, "max_stages=0"),
         ({"max_seconds": -1.0}, "max_seconds=-1.0 must be positive"),
-        ({"field_tolerance": 2.0}, "field_tolerance=2.0 must lie between 0 and 1"),
-        ({"tie_tolerance": 0.0}, "tie_tolerance=0.0 must lie between 0 and 1"),
+        ({"field_rtol": 2.0}, "field_rtol=2.0 must lie between 0 and 1"),
+        ({"tie_rtol": 0.0}, "tie_rtol=0.0 must lie between 0 and 1"),
         (
             {"init": Initialization([1.0], [0.5], log10_alpha=-8)},
             "init has 1 products and the model 3",
@@ -187,11 +187,11 @@ def test_duplicated_features_tie_and_the_stages_before_are_kept():
 def test_budgets_keep_what_was_found():
     whole = predict_stages(DiagonalLinear(3), (X, Y))
     part = predict_stages(DiagonalLinear(3), (X, Y), max_stages=2)
-    assert part.status == "budget reached"
+    assert part.status == "max_stages"
     assert "max_stages=2; raise it" in part.message
     np.testing.assert_array_equal(part.times, whole.times[:2])
     out_of_time = predict_stages(DiagonalLinear(3), (X, Y), max_seconds=1e-9)
-    assert (out_of_time.status, out_of_time.n_stages) == ("budget reached", 0)
+    assert (out_of_time.status, out_of_time.n_stages) == ("max_seconds", 0)
 
 
 class _Runaway:
@@ -215,7 +215,7 @@ class _Runaway:
 
 def test_a_loss_without_a_minimum_has_no_limit_point():
     prediction = predict_stages(_Runaway())
-    assert prediction.status == "no limit point"
+    assert prediction.status == "no_limit"
     assert "no limit point at stage 1, when w activates" in prediction.message
     assert "the orbit was followed for" in prediction.message
     assert "do not shrink" in prediction.message
@@ -230,7 +230,7 @@ class _Nan(_Runaway):
 
 def test_a_field_that_is_not_a_number_ends_the_stage_with_the_reason():
     prediction = predict_stages(_Nan())
-    assert prediction.status == "no limit point"
+    assert prediction.status == "no_limit"
     assert "the field g is nan at product w" in prediction.message
 
 
@@ -300,7 +300,7 @@ def test_jump_times_of_the_stages_found_survive_the_end_of_the_time():
     prediction = predict_stages(
         DiagonalLinear(3), (X, Y), init=INIT, max_seconds=0.2, callback=lambda _: time.sleep(0.25)
     )
-    assert prediction.status == "budget reached"
+    assert prediction.status == "max_seconds"
     assert 0 < prediction.n_stages < whole.n_stages
     expected = whole.jump_times()[: prediction.n_stages]
     np.testing.assert_allclose(prediction.jump_times(), expected, rtol=1e-12)
@@ -399,3 +399,20 @@ def test_bare_module():
         InvalidInputError, match=r"<Linear> is a PyTorch module.*TorchModel\(module"
     ):
         predict_stages(torch.nn.Linear(3, 1), (X, Y))
+
+
+@pytest.mark.parametrize("init", [None, INIT])
+def test_a_callback_sees_each_stage_and_may_stop(init):
+    whole = predict_stages(DiagonalLinear(3), (X, Y), init=init)
+    seen = []
+
+    def callback(stage):
+        seen.append(stage.activation.coordinate)
+        return len(seen) == 2
+
+    part = predict_stages(DiagonalLinear(3), (X, Y), init=init, callback=callback)
+    assert (part.status, part.success) == ("callback", False)
+    assert part.message == "stopped by the callback after stage 2"
+    assert part.coordinates.tolist() == seen == whole.coordinates[:2].tolist()
+    if init is not None:
+        np.testing.assert_allclose(part.jump_times(), whole.jump_times()[:2], rtol=1e-12)

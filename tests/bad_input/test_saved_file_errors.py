@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dynalyze import _saved_files
+from dynalyze._core import saved_files as _saved_files
 from dynalyze._core.saved_files import read_saved, write_saved
 from dynalyze._core.saved_schema import AnyNumbers, Array, Schema
 from dynalyze.errors import SavedFileError

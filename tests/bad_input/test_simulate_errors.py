@@ -27,7 +27,7 @@ OBJECTIVE = Quadratic([1.0, -0.5])
         ({"method": "RK45"}, r"method='RK45' is not known: choose one of .*'LSODA'"),
         ({"tol": 0.0}, r"tol=0.0 must be between 3.1e-13 and 1.*float64 resolves"),
         ({"tol": np.nan}, r"tol=nan must be between"),
-        ({"stationary_tol": 2.0}, r"stationary_tol=2.0 must be between 0 and 1"),
+        ({"stationary_rtol": 2.0}, r"stationary_rtol=2.0 must be between 0 and 1"),
         ({"max_steps": 0}, r"max_steps=0 must be at least 1"),
         ({"max_seconds": -1}, r"max_seconds=-1 must be positive"),
         ({"init": None}, r"init=None: .*Initialization.gaussian\(2, log10_alpha=-8"),
@@ -215,7 +215,7 @@ def test_callback_sees_each_step_and_may_stop():
     np.testing.assert_array_equal([state.t for state in states], trajectory.t[1:])
     np.testing.assert_array_equal([state.theta for state in states], trajectory.theta[1:])
     np.testing.assert_array_equal([state.t_rescaled for state in states], trajectory.t_rescaled[1:])
-    assert 1 <= states[-1].nfev == trajectory.nfev
+    assert 1 <= states[-1].nfev == trajectory.stats.nfev
 
 
 def test_quiet_unless_progress_is_asked_for(capfd):

@@ -97,7 +97,7 @@ def test_field_of_a_product_that_left():
 
     verdict = report_on(valley(0.5), trials=0).nondegenerate[1]
     assert verdict.passed
-    assert verdict.values["left_field"] == pytest.approx(0.5 / 1.5)
+    assert verdict.values["departed_field"] == pytest.approx(0.5 / 1.5)
     assert "w[0] leaves with |g| = 3.3e-01" in verdict.message
     prediction = predict_stages(valley(0.5))
     fields = prediction.fields.copy()

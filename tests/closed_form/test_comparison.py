@@ -6,7 +6,7 @@ import pytest
 from objectives import Quadratic
 
 from dynalyze import Initialization, compare, predict_stages, simulate
-from dynalyze.checks import Outcome
+from dynalyze.checks.matching import Outcome
 
 mpl.use("Agg")
 GOALS = np.array([2.0, -1.0, 0.5])  # of an orthogonal quadratic: T = 1/|a|, no interaction

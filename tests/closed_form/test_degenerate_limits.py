@@ -14,7 +14,7 @@ from dynalyze.models.formula.expressions import degree
 
 def test_an_inflection_is_no_limit_point():
     prediction = predict_stages(Power(3))
-    assert prediction.status == "no limit point"
+    assert prediction.status == "no_limit"
     assert "an inflection, no minimum" in prediction.message
 
 
@@ -55,7 +55,7 @@ def test_the_time_limit_holds_inside_a_transition():
     hessian = [[1.0, 0.3], [0.3, 1.0]]
     whole = predict_stages(OnlyObjective(Quadratic([2.0, -1.0], hessian)))
     prediction = predict_stages(Slow([2.0, -1.0], hessian), max_seconds=0.05)
-    assert prediction.status == "budget reached"
+    assert prediction.status == "max_seconds"
     assert "after 0 stages, when w[0] activates: max_seconds passed" in prediction.message
     assert prediction.stats.nfev < whole.stats.nfev / 2
 

@@ -114,7 +114,7 @@ def test_growth_that_is_slower_than_the_clock_is_not_taken_for_none():
 
 def test_a_prediction_stopped_before_its_first_stage_passes_nothing():
     prediction = predict_stages(Quadratic([1.0, 0.5]), max_seconds=1e-12)
-    assert (prediction.n_stages, str(prediction.status)) == (0, "budget reached")
+    assert (prediction.n_stages, str(prediction.status)) == (0, "max_seconds")
     report = check_assumptions(prediction)
     assert report.growth.passed
     assert not report.passed

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from dynalyze.stages import activation, log_scale, time_until_active
+from dynalyze.stages.equations import activation, log_scale, time_until_active
 
 B = np.array([1.0, 0.5, 1.5, 0.0, 2.0, 1.0])
 FIELD = np.array([0.5, -0.5, 3.0, -4.0, 1.0, 0.0])

@@ -17,20 +17,20 @@ TAIL = Function(  # a minimum in one product, and a loss that falls for ever in 
 )
 
 
-@pytest.mark.parametrize("stationary_tol", [1e-6, 1e-8, 1e-10, 1e-12])
-def test_a_loss_that_falls_for_ever_is_no_limit_at_every_tolerance(stationary_tol):
-    trajectory = simulate(TAIL, init=INIT, stationary_tol=stationary_tol)
+@pytest.mark.parametrize("stationary_rtol", [1e-6, 1e-8, 1e-10, 1e-12])
+def test_a_loss_that_falls_for_ever_is_no_limit_at_every_tolerance(stationary_rtol):
+    trajectory = simulate(TAIL, init=INIT, stationary_rtol=stationary_rtol)
     assert trajectory.status == "no_limit"
     assert "the loss has no finite minimum within reach" in trajectory.message
 
 
-@pytest.mark.parametrize("stationary_tol", [1e-6, 1e-8, 1e-10])
-def test_a_valley_is_rest_where_its_curvature_makes_no_field_that_counts(stationary_tol):
-    soft = 1e-3 * stationary_tol
+@pytest.mark.parametrize("stationary_rtol", [1e-6, 1e-8, 1e-10])
+def test_a_valley_is_rest_where_its_curvature_makes_no_field_that_counts(stationary_rtol):
+    soft = 1e-3 * stationary_rtol
     hessian = np.array([[1.0, 1 - soft], [1 - soft, 1.0]])
     init = Initialization([1.0, 0.4], [0.3, 0.1], log10_alpha=-6)
     trajectory = simulate(
-        OnlyObjective(Quadratic([1.0, 2.0], hessian)), init=init, stationary_tol=stationary_tol
+        OnlyObjective(Quadratic([1.0, 2.0], hessian)), init=init, stationary_rtol=stationary_rtol
     )
     assert trajectory.status == "stationary"
 

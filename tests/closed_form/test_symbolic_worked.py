@@ -8,19 +8,17 @@ from dynalyze import Initialization, predict_stages, simulate
 from dynalyze.errors import InvalidInputError
 from dynalyze.models import SymbolicModel
 from dynalyze.symbolic import (
-    Decisions,
     ExpectedLoss,
     ScalarProduct,
-    activation,
     attention_head,
     diagonal_linear,
     expectation,
-    log_scale,
     mean_loss,
     orthogonal_stages,
     stages,
-    time_until_active,
 )
+from dynalyze.symbolic.decisions import Decisions
+from dynalyze.symbolic.equations import activation, log_scale, time_until_active
 
 R = sp.Rational
 A, B = sp.symbols("a b")
@@ -36,7 +34,7 @@ def test_the_three_stage_example_of_the_docs():
     )  # fmt: skip
     assert exact.b == ((1, 1, 1), (0, R(6, 5), R(3, 5)), (0, 2, R(3, 7)), (0, 2, 0))
     assert exact.losses == (10, R(55, 8), R(61, 16), 3)
-    assert exact.left == ((), (), ())
+    assert exact.departed == ((), (), ())
     assert exact.status == "converged"
     assert exact.conditions == ()
 
@@ -46,7 +44,7 @@ def test_a_coordinate_that_leaves_and_comes_back_with_the_other_sign():
     assert exact.times == (R(1, 3), R(11, 6), R(9, 4), R(17, 4))
     assert exact.coordinates == (1, 0, 2, 1)
     assert exact.signs == (1, 1, -1, -1)
-    assert exact.left == ((), (), (1,), ())
+    assert exact.departed == ((), (), (1,), ())
     assert exact.theta == (
         (0, 0, 0), (0, R(1, 3), 0), (R(6, 5), R(3, 5), 0), (4, 0, -2), (6, -1, -4)
     )  # fmt: skip
@@ -169,15 +167,15 @@ def test_the_time_limit_is_kept():
     problem = attention_head(
         [[[-2], [1]], [[1], [2]], [[2], [-1]]], [[[1], [-2]], [[R(1, 2)], [3]], [[-1], [R(5, 2)]]]
     )
-    exact = stages(problem, time_limit=0.2)  # without the limit it would take minutes
+    exact = stages(problem, max_seconds=0.2)  # without the limit it would take minutes
     assert exact.status == "unsolved"
-    assert "SymPy's solve did not end within time_limit=0.2 s" in exact.message
+    assert "SymPy's solve did not end within max_seconds=0.2 s" in exact.message
     assert len(exact.equations) == 2
 
 
 def test_a_loss_without_a_minimum_has_no_limit_point():
     exact = stages(ExpectedLoss(sp.log(1 + sp.exp(-A)), (A,)))
-    assert exact.status == "no limit point"
+    assert exact.status == "no_limit"
     assert "the flow does not come to rest: at flow time" in exact.message
     assert exact.next_time == 2
 
@@ -207,7 +205,7 @@ def test_leaving_with_field_zero_is_degenerate():
 def test_nothing_to_learn_and_a_budget():
     assert stages(diagonal_linear([[2]], [0], 1)).times == ()
     exact = stages(diagonal_linear(sp.eye(3), [3, 2, 1], 20), max_stages=1)
-    assert exact.status == "budget reached"
+    assert exact.status == "max_stages"
     assert exact.times == (R(1, 3),)
     assert exact.next_time == R(1, 2)
 
@@ -243,7 +241,7 @@ def test_expectations_from_moments():
             lambda: attention_head([[[1]], [[1], [2]]], [[[1]], [[1], [2]]]),
             r"X has samples of shapes \(1, 1\), \(2, 1\)",
         ),
-        (lambda: stages(UNSOLVABLE, time_limit=0), "time_limit=0 must be positive"),
+        (lambda: stages(UNSOLVABLE, max_seconds=0), "max_seconds=0 must be positive"),
         (lambda: activation([]), "waits is empty"),
         (lambda: Decisions({A: B}), "give real numbers for SymPy symbols"),
     ],

@@ -11,7 +11,7 @@ import pytest
 
 from dynalyze import StagePrediction
 from dynalyze.cli import main
-from dynalyze.cli._console import readable_output, show
+from dynalyze.cli.console import readable_output, show
 
 COMMAND = [sys.executable, "-m", "dynalyze"]
 PREDICT = ["predict", "--data", "data.npz", "--log10-alpha", "-9"]

@@ -62,7 +62,7 @@ def test_head_is_chosen_by_the_shape_of_the_data(tmp_path, capsys):
 def test_budget_exits_with_3_and_prints_what_was_found(data_file, capsys):
     path, *_ = data_file
     assert main(["predict", "--data", str(path), "--max-stages", "1"]) == 3
-    assert "status: budget reached" in capsys.readouterr().out
+    assert "status: max_stages" in capsys.readouterr().out
 
 
 def _npz(**arrays):

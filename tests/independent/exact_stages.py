@@ -1,7 +1,7 @@
 """Oracle for the diagonal linear network: Algorithm 1 in sixty digits.
 
 Written from theory alone with mpmath; it shares no line with the library. Data are taken as the
-floats that they are. What the algorithm must count as zero is told by `field_tolerance` and by
+floats that they are. What the algorithm must count as zero is told by `field_rtol` and by
 `rounding`, the correlation that the rounding of the targets can make.
 """
 
@@ -72,13 +72,13 @@ def _limit(problem, theta, signs):
         support.append(max(returning, key=lambda i: field[i] * signs[i]))
 
 
-def exact_stages(X, y, *, field_tolerance=1e-9, tie_tolerance=1e-9, rounding=1e-10):
+def exact_stages(X, y, *, field_rtol=1e-9, tie_rtol=1e-9, rounding=1e-10):
     problem = _Problem(X, y)
     p, units = problem.p, problem.units
     natural = mp.sqrt(problem.power)
     at_origin = max(abs(g) / u for g, u in zip(problem.moments, units, strict=True))
     largest = max(abs(g) for g in problem.moments)
-    zero = [field_tolerance * largest * u / max(units) for u in units]
+    zero = [field_rtol * largest * u / max(units) for u in units]
     found = Stages([], [], [], [], "converged")
     if at_origin <= rounding * natural:
         return found
@@ -94,7 +94,7 @@ def exact_stages(X, y, *, field_tolerance=1e-9, tie_tolerance=1e-9, rounding=1e-
             return found
         order = sorted(waits, key=waits.__getitem__)
         j, wait = order[0], waits[order[0]]
-        if len(order) > 1 and waits[order[1]] - wait <= tie_tolerance * wait:
+        if len(order) > 1 and waits[order[1]] - wait <= tie_rtol * wait:
             return found._replace(status="tie")
         sign = 1 if field[j] > 0 else -1
         time += wait

@@ -15,17 +15,17 @@ class Stages(NamedTuple):
     coordinates: list[int]
     signs: list[int]
     theta: list[np.ndarray]
-    left: list[tuple[int, ...]]
+    departed: list[tuple[int, ...]]
 
 
-def stages_by_least_squares(X, y, *, field_tolerance):
+def stages_by_least_squares(X, y, *, field_rtol):
     n, p = X.shape
     beta, theta, t = np.zeros(p), np.zeros(p), 0.0
     found = Stages([], [], [], [theta], [])
     scale = np.abs(X.T @ y / n).max()
     while True:
         g = X.T @ (y - X @ theta) / n
-        free = (theta == 0) & (np.abs(g) > field_tolerance * scale)
+        free = (theta == 0) & (np.abs(g) > field_rtol * scale)
         if not free.any():
             return found
         waits = np.full(p, np.inf)
@@ -40,7 +40,7 @@ def stages_by_least_squares(X, y, *, field_tolerance):
         found.signs.append(int(np.sign(g[j])))
         found.theta.append(theta)
         was_active = (before != 0) | (np.arange(p) == j)
-        found.left.append(tuple(int(i) for i in np.flatnonzero(was_active & (theta == 0))))
+        found.departed.append(tuple(int(i) for i in np.flatnonzero(was_active & (theta == 0))))
 
 
 def sign_constrained_least_squares(X, y, beta):

@@ -70,7 +70,7 @@ def test_noise_free_sparse_regression_ends_at_the_teacher(seed):
     assert prediction.status == "converged"
     np.testing.assert_allclose(prediction.theta[-1], teacher, rtol=0, atol=1e-10)
     assert prediction.losses[-1] < 1e-20
-    departures = prediction.left[-1]
+    departures = prediction.departed[-1]
     if departures:  # complementarity is not strict: their field is 0 at the teacher, as all are
         assert "Assumption 4.2 fails in the limit" in prediction.caveats[-1]
         assert "goes to 0 together with the product" in prediction.summary()
@@ -80,8 +80,8 @@ def test_some_draws_of_noise_free_regression_are_degenerate():
     rng = np.random.default_rng(7)
     X = rng.standard_normal((20, 40))
     prediction = predict_stages(DiagonalLinear(40), (X, X[:, :5] @ [3, -2, 1.5, 1, -0.7]))
-    assert prediction.left[-1] == (11, 13, 19, 22, 25)
-    assert every(f"theta[{i}]" in prediction.caveats[-1] for i in prediction.left[-1])
+    assert prediction.departed[-1] == (11, 13, 19, 22, 25)
+    assert every(f"theta[{i}]" in prediction.caveats[-1] for i in prediction.departed[-1])
     assert none(prediction.caveats[:-1])
 
 
@@ -96,7 +96,7 @@ def test_following_the_flow_finds_the_same_limits(kind):
         solved, followed = predict_stages(objective), predict_stages(OnlyObjective(objective))
         assert followed.status == solved.status, f"seed {seed}: {followed.message}"
         np.testing.assert_array_equal(followed.coordinates, solved.coordinates)
-        assert [set(left) for left in followed.left] == [set(left) for left in solved.left]
+        assert [set(left) for left in followed.departed] == [set(left) for left in solved.departed]
         scale = np.abs(solved.theta).max()
         np.testing.assert_allclose(followed.theta, solved.theta, rtol=0, atol=1e-6 * scale)
         degenerate += any(followed.caveats)

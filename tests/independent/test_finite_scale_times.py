@@ -94,7 +94,7 @@ def test_a_scale_at_which_nothing_is_separated_is_still_compared():
     unknown = np.isnan(found.predicted)
     assert unknown.any()
     assert (found.predicted[~unknown] >= 0).all()
-    np.testing.assert_array_equal(found.best[unknown], found.leading[unknown])
+    np.testing.assert_array_equal(found.expected[unknown], found.leading[unknown])
     assert "separated stages: 0 of 0 matched" in str(found)
 
 

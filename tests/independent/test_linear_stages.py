@@ -23,17 +23,17 @@ def test_stages_equal_those_of_sign_constrained_least_squares(p, seeds):
     departures = returns = 0
     for seed in seeds:
         X, y = _ill_conditioned(p, seed)
-        expected = stages_by_least_squares(X, y, field_tolerance=FIELD_TOLERANCE)
-        found = predict_stages(DiagonalLinear(p), (X, y), field_tolerance=FIELD_TOLERANCE)
+        expected = stages_by_least_squares(X, y, field_rtol=FIELD_TOLERANCE)
+        found = predict_stages(DiagonalLinear(p), (X, y), field_rtol=FIELD_TOLERANCE)
         assert found.status == "converged", f"seed {seed}: {found.message}"
         np.testing.assert_array_equal(found.coordinates, expected.coordinates, f"seed {seed}")
         np.testing.assert_array_equal(found.signs, expected.signs, f"seed {seed}")
-        assert list(found.left) == expected.left, f"seed {seed}"
+        assert list(found.departed) == expected.departed, f"seed {seed}"
         np.testing.assert_allclose(found.times, expected.times, rtol=1e-8, err_msg=f"seed {seed}")
         for theta, reference in zip(found.theta, expected.theta, strict=True):
             scale = np.abs(reference).max()
             np.testing.assert_allclose(theta, reference, rtol=0, atol=1e-8 * scale)
-        departures += sum(map(len, found.left))
+        departures += sum(map(len, found.departed))
         returns += found.n_stages - len(set(found.coordinates.tolist()))
     # the point of these problems: products leave, and come back with the other sign
     assert departures > 0

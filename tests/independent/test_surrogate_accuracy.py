@@ -52,7 +52,7 @@ def test_self_convergence_and_work_at_1e_minus_1000():
     assert errors[2] < 1e-5
     for tol in (1e-4, 1e-6):
         far, near = run(-1000, tol), run(-20, tol)
-        assert far.nfev + far.nhcol < 1.5 * (near.nfev + near.nhcol)
+        assert far.stats.nfev + far.stats.nhcol < 1.5 * (near.stats.nfev + near.stats.nhcol)
 
 
 @pytest.mark.parametrize("log10_alpha", [-20, -100, -1000])
@@ -68,4 +68,4 @@ def test_fewer_gradients_than_cvode_at_a_smaller_error(log10_alpha):
     assert np.max(np.abs(own.crossings(0.05)[0] - reference)) < np.max(
         np.abs(cvode.crossings(0.05)[0] - reference)
     )
-    assert own.nfev + own.nhcol < 0.6 * (cvode.nfev + cvode.nhcol)
+    assert own.stats.nfev + own.stats.nhcol < 0.6 * (cvode.stats.nfev + cvode.stats.nhcol)

@@ -141,7 +141,7 @@ def test_stages_of_a_diagonal_head_are_those_of_the_closed_form():
     assert ours.n_stages == 5
     np.testing.assert_array_equal(ours.coordinates, expected.coordinates)
     np.testing.assert_array_equal(ours.signs, expected.signs)
-    assert ours.left == expected.left
+    assert ours.departed == expected.departed
     np.testing.assert_allclose(ours.times, expected.times, rtol=1e-9)
     np.testing.assert_allclose(ours.theta, expected.theta, atol=1e-8)
 

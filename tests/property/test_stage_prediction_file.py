@@ -31,17 +31,17 @@ def test_round_trip_is_exact(tmp_path_factory, seed, with_init):
         if isinstance(before, np.ndarray):
             assert before.dtype == after.dtype
             np.testing.assert_array_equal(before, after, err_msg=field.name)
-        elif field.name not in ("finite", "objective", "known_durations"):
+        elif field.name not in ("at_alpha", "objective", "known_durations"):
             assert before == after, field.name
     np.testing.assert_array_equal(loaded.durations, prediction.durations)
     assert loaded.objective is None
     assert loaded.summary() == prediction.summary()
     if with_init:
         np.testing.assert_array_equal(loaded.jump_times(0.01), prediction.jump_times(0.01))
-        np.testing.assert_array_equal(loaded.finite.init.u0, prediction.finite.init.u0)
-        np.testing.assert_array_equal(loaded.finite.init.v0, prediction.finite.init.v0)
+        np.testing.assert_array_equal(loaded.at_alpha.init.u0, prediction.at_alpha.init.u0)
+        np.testing.assert_array_equal(loaded.at_alpha.init.v0, prediction.at_alpha.init.v0)
     else:
-        assert loaded.finite is None
+        assert loaded.at_alpha is None
 
 
 def test_file_is_stamped_with_version_configuration_and_time(tmp_path):

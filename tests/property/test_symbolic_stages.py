@@ -16,9 +16,9 @@ from dynalyze.symbolic import (
     diagonal_linear,
     mean_loss,
     orthogonal_stages,
-    sign_constrained_least_squares,
     stages,
 )
+from dynalyze.symbolic.least_squares import sign_constrained_least_squares
 
 # small integers draw constant features, and the scalar model is one
 pytestmark = pytest.mark.filterwarnings("ignore::dynalyze.errors.ConstantFeatureWarning")
@@ -59,7 +59,7 @@ def assert_equal(exact, prediction, n_stages=None):
     """Agreement of the first `n_stages` stages, of all if None, and of the ending then."""
     assert list(prediction.coordinates)[:n_stages] == list(exact.coordinates)
     assert list(prediction.signs)[:n_stages] == [int(sign) for sign in exact.signs]
-    assert prediction.left[:n_stages] == exact.left
+    assert prediction.departed[:n_stages] == exact.departed
     if n_stages is None:
         assert str(prediction.status) == exact.status
     numeric = exact.numeric()
@@ -104,7 +104,7 @@ def test_exact_invariants_of_the_recursion(regression):
         assert all(e == 1 - sp.sign(x) for x, e in zip(theta, b, strict=True) if x != 0)
         field = sp.Matrix(r) - sigma * sp.Matrix(theta)
         assert all(g == 0 for x, g in zip(theta, field, strict=True) if x != 0)
-    for k, gone in enumerate(exact.left):
+    for k, gone in enumerate(exact.departed):
         field = sp.Matrix(r) - sigma * sp.Matrix(exact.theta[k + 1])
         for i in gone:  # Lemma D.4: it points against the old sign
             assert field[i] * (1 - exact.b[k + 1][i]) <= 0
@@ -181,7 +181,7 @@ def test_two_token_heads(d):
     @given(two_token_samples(d))
     def check(samples):
         X, y = samples
-        exact = stages(attention_head(X, y), time_limit=1)
+        exact = stages(attention_head(X, y), max_seconds=1)
         assume(exact.status not in ("tie", "degenerate") and exact.times)
         data = (np.array(X, dtype=float), np.array(y, dtype=float))
         n_stages = len(exact.times)

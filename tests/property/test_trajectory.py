@@ -95,7 +95,7 @@ def test_restart_equals_the_unbroken_run(tmp_path_factory, problem, fraction, me
     assert joined.t[-1] == whole.t[-1]
     assert joined.n_steps > part.n_steps
     np.testing.assert_array_equal(joined.z[: len(part.z)], part.z)
-    assert joined.nfev > part.nfev
+    assert joined.stats.nfev > part.stats.nfev
     t = np.linspace(0, until, 100)
     np.testing.assert_allclose(joined.z_at(t), whole.z_at(t), atol=1e-3 + 1e-6 * until)
     np.testing.assert_array_equal(joined.losses[: len(part.t)], part.losses)
@@ -122,7 +122,7 @@ def test_save_and_load_are_exact(tmp_path, steps):
         *zip(trajectory.crossings(1e-3), loaded.crossings(1e-3), strict=True),
     ]:
         np.testing.assert_array_equal(after, before)
-    for name in ("nfev", "nhev", "nhcol", "status", "message", "product_names", "configuration"):
+    for name in ("n_steps", "stats", "status", "message", "product_names", "configuration"):
         assert getattr(loaded, name) == getattr(trajectory, name)
     # What was loaded can be saved again, byte for byte the same numbers.
     loaded.save(path)
@@ -133,12 +133,12 @@ def test_work_is_counted():
     objective = CountedObjective(small_head())
     init = Initialization.gaussian(objective.n_products, log10_alpha=-8, rng=0)
     trajectory = simulate(objective, init=init, until_rescaled=3)
-    assert trajectory.nfev == objective.nfev
-    assert trajectory.nhev == objective.nhev
-    assert trajectory.nhcol == objective.nhcol
+    assert trajectory.stats.nfev == objective.nfev
+    assert trajectory.stats.nhev == objective.nhev
+    assert trajectory.stats.nhcol == objective.nhcol
     # A work budget, generous: about a dozen stages.
-    assert 0 < trajectory.nfev < 400
-    assert trajectory.nhev < 40
+    assert 0 < trajectory.stats.nfev < 400
+    assert trajectory.stats.nhev < 40
 
 
 def test_loss_and_products_are_drawn_on_the_axes_given():

@@ -184,7 +184,7 @@ def test_predicted_plateaus_are_stationary_with_one_rank_more_each(prediction):
             assert np.abs(G @ M.T).max() < 1e-7 * first
             assert np.abs(G.T @ M).max() < 1e-7 * first
     assert every(np.diff(prediction.losses) < 0)
-    assert prediction.status == "full rank"
+    assert prediction.status == "full_rank"
     assert "W_V W_O to rank 1" in prediction.summary()
 
 

@@ -67,7 +67,7 @@ def measure(objective: Objective) -> tuple[list[list[str]], list[Trajectory], np
                     f"1e{log10_alpha}",
                     names[method],
                     str(trajectory.n_steps),
-                    f"{trajectory.nfev} + {trajectory.nhcol}",
+                    f"{trajectory.stats.nfev} + {trajectory.stats.nhcol}",
                     _crossing_error(trajectory, reference),
                     f"{min(seconds):.2f} ({statistics.median(seconds):.2f})",
                 ]

@@ -247,10 +247,10 @@ def growth_rows(problems: list[Problem]) -> str:
                 [
                     p.name,
                     f"1e{log10_alpha}",
-                    str(trajectory.nfev),
-                    str(trajectory.nhev),
+                    str(trajectory.stats.nfev),
+                    str(trajectory.stats.nhev),
                     str(n),
-                    f"{trajectory.nfev / n:.0f}",
+                    f"{trajectory.stats.nfev / n:.0f}",
                 ]
             )
     header = ["problem", "α", "gradients", "H", "separate transitions", "gradients for each"]

@@ -60,7 +60,7 @@ def main() -> None:
         memory = peak_megabytes(ours, X, y), peak_megabytes(lars, X, y)
         prediction = ours(X, y)
         knots = lars(X, y).shape[1] - 1
-        departures = sum(map(len, prediction.left))
+        departures = sum(map(len, prediction.departed))
         rows.append(
             [
                 f"{n} × {p}",

@@ -22,7 +22,7 @@ _COMMON = """
 import sys
 from time import process_time as clock
 import numpy as np, sympy as sp
-from dynalyze.symbolic import attention_head_formula
+from dynalyze.symbolic.worked import attention_head_formula
 n_tokens, d = map(int, sys.argv[1:3])
 h, inputs, products = attention_head_formula(n_tokens, d)
 rng = np.random.default_rng(0)

@@ -56,9 +56,9 @@ def check_prediction(found, whole):
         expected = getattr(whole, name)[: n + 1]
         scale = np.abs(expected).max(initial=0.0, where=np.isfinite(expected))
         np.testing.assert_allclose(getattr(found, name), expected, rtol=1e-9, atol=1e-9 * scale)
-    if found.finite is not None:
-        m = len(found.finite.coordinates)
-        assert len(found.finite.overlaps) == m
+    if found.at_alpha is not None:
+        m = len(found.at_alpha.coordinates)
+        assert len(found.at_alpha.overlaps) == m
 
 
 def main():

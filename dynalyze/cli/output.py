@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from dynalyze._core.atomic_file import replacing, writable_target
-from dynalyze.cli._console import show
+from dynalyze.cli.console import show
 from dynalyze.errors import InvalidInputError, SavedFileError
 
 

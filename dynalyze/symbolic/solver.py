@@ -10,16 +10,16 @@ import sympy as sp
 _CHILD = """
 import pickle, sys
 sys.path[:] = pickle.load(sys.stdin.buffer)
-from dynalyze.symbolic._solver import solve_here
+from dynalyze.symbolic.solver import solve_here
 equations, unknowns = pickle.load(sys.stdin.buffer)
 sys.stdout.buffer.write(pickle.dumps(solve_here(equations, unknowns)))
 """
 
 
 def solve(
-    equations: Sequence[sp.Expr], unknowns: Sequence[sp.Symbol], time_limit: float
+    equations: Sequence[sp.Expr], unknowns: Sequence[sp.Symbol], max_seconds: float | None
 ) -> list[dict[sp.Symbol, sp.Expr]] | str:
-    """Every solution that SymPy finds of equations = 0 within `time_limit` seconds.
+    """Every solution that SymPy finds of equations = 0 within `max_seconds`, if not None.
 
     Returns
     -------
@@ -32,11 +32,11 @@ def solve(
             [sys.executable, "-c", _CHILD],
             input=payload,
             capture_output=True,
-            timeout=time_limit,
+            timeout=max_seconds,
             check=False,
         )
     except subprocess.TimeoutExpired:
-        return f"SymPy's solve did not end within time_limit={time_limit:g} s"
+        return f"SymPy's solve did not end within max_seconds={max_seconds:g} s"
     if child.returncode != 0:
         lines = child.stderr.decode(errors="replace").strip().splitlines()
         return f"SymPy's solve failed: {lines[-1] if lines else 'no message'}"
