@@ -101,7 +101,7 @@ def as_history(
         right_angles=none,
         largest_rank=np.full((2, n_heads), largest_rank, dtype=np.int64),
         initial_singular_values=np.ones((2, n_heads, RANK)),
-        rank_tolerance=0.01,
+        rank_rtol=0.01,
     )
 
 

@@ -46,7 +46,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "--layers", nargs="+", metavar="PATTERN", help="only these layers, such as 'blocks.0.*'"
     )
     parser.add_argument(
-        "--rank-tolerance",
+        "--rank-rtol",
         type=float,
         default=0.01,
         metavar="T",
@@ -73,7 +73,7 @@ def run(arguments: argparse.Namespace) -> int:
         steps=arguments.steps,
         reference=arguments.reference,
         layers=arguments.layers,
-        rank_tolerance=arguments.rank_tolerance,
+        rank_rtol=arguments.rank_rtol,
     )
     output.deliver(
         arguments,

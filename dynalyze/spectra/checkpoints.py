@@ -38,7 +38,7 @@ def track_checkpoints(
     n_values: int | None = None,
     spectrum: str = "full",
     n_directions: int = 4,
-    rank_tolerance: float = 0.01,
+    rank_rtol: float = 0.01,
     dtype: torch.dtype | None = None,
     layouts: Layouts | None = None,
     layers: str | Sequence[str] | None = None,
@@ -60,7 +60,7 @@ def track_checkpoints(
         one, and 0, 1, 2, … otherwise.
     reference : path or state dict, optional
         What the change is measured from; the first checkpoint by default.
-    n_values, spectrum, n_directions, rank_tolerance, dtype, layouts, layers
+    n_values, spectrum, n_directions, rank_rtol, dtype, layouts, layers
         See `track`; here all singular values are computed and kept by default.
 
     Raises
@@ -99,7 +99,7 @@ def track_checkpoints(
             n_heads = as_positive_int(n_heads, "n_heads")
         sources = select_layers(_sources_of(weights, n_heads), layers)
     names = source_names(sources)
-    options = RecordOptions(n_values, spectrum, n_directions, rank_tolerance, dtype)
+    options = RecordOptions(n_values, spectrum, n_directions, rank_rtol, dtype)
     recorder = Recorder(sources, stored_in_use(weights, stored_weights(sources)), options)
     del weights
     unreadable: list[Exception] = []

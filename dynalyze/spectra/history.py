@@ -38,7 +38,7 @@ SCHEMA = Schema(
     metadata={
         "layer_names": ListOf(str, "L"),
         "notes": ListOf(str, "L"),
-        "rank_tolerance": float,
+        "rank_rtol": float,
     },
 )
 NOT_ARRAYS = tuple(SCHEMA.metadata)
@@ -60,12 +60,12 @@ class SpectraHistory:
     frobenius_norm: FloatArray  # (R, 2, N)
     effective_rank: FloatArray  # (R, 2, N), a lower bound unless the spectrum is full
     effective_rank_bound: FloatArray  # (R, 2, N), upper bound, equal if the spectrum is full
-    numerical_rank: IntArray  # (R, 2, N), values above rank_tolerance · σ₁ among those computed
+    numerical_rank: IntArray  # (R, 2, N), values above rank_rtol · σ₁ among those computed
     left_angles: FloatArray  # (R, 2, N, r) radians, ascending; NaN where there is no direction
     right_angles: FloatArray  # (R, 2, N, r)
     largest_rank: IntArray  # (2, N), rank that the change cannot exceed
     initial_singular_values: FloatArray  # (2, N, m), of the product at the start itself
-    rank_tolerance: float  # share of σ₁
+    rank_rtol: float  # share of σ₁
 
     def __repr__(self) -> str:
         last = f" to step {self.steps[-1]}" if len(self.steps) else ""
@@ -199,7 +199,7 @@ class SpectraHistory:
         return cls(
             layer_names=tuple(metadata["layer_names"]),
             notes=tuple(metadata["notes"]),
-            rank_tolerance=float(metadata["rank_tolerance"]),
+            rank_rtol=float(metadata["rank_rtol"]),
             **arrays,
         )
 

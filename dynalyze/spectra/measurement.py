@@ -69,7 +69,7 @@ def measure(
     leading = leading_part(core, n_wanted, options.n_directions, scale, repair=False)
     if repair is not None:
         leading = repaired(leading, core, scale, repair.to(core.device))
-    n_alive = (leading.values > options.rank_tolerance * leading.values[:, :1]).sum(-1)
+    n_alive = (leading.values > options.rank_rtol * leading.values[:, :1]).sum(-1)
     r = options.n_directions
     angles = torch.full((n_heads, 2 * r), torch.nan, dtype=torch.float64, device=core.device)
     directions = None

@@ -20,7 +20,7 @@ class RecordOptions:
     n_values: int | None = 10
     spectrum: str = "leading"
     n_directions: int = 4
-    rank_tolerance: float = 0.01
+    rank_rtol: float = 0.01
     dtype: torch.dtype | None = None
 
     def __post_init__(self) -> None:
@@ -32,10 +32,8 @@ class RecordOptions:
             raise InvalidInputError(
                 f"n_directions={self.n_directions!r} must be a number, 0 or larger"
             )
-        if not (isinstance(self.rank_tolerance, Real) and 0 < self.rank_tolerance < 1):
-            raise InvalidInputError(
-                f"rank_tolerance={self.rank_tolerance!r} must lie between 0 and 1"
-            )
+        if not (isinstance(self.rank_rtol, Real) and 0 < self.rank_rtol < 1):
+            raise InvalidInputError(f"rank_rtol={self.rank_rtol!r} must lie between 0 and 1")
         if self.dtype not in (None, torch.float32, torch.float64):
             raise InvalidInputError(
                 f"dtype={self.dtype} must be torch.float32, torch.float64 or None"

@@ -234,7 +234,7 @@ class Recorder:
             right_angles=np.zeros((0, 2, n, r)),
             largest_rank=largest,
             initial_singular_values=initial,
-            rank_tolerance=self.options.rank_tolerance,
+            rank_rtol=self.options.rank_rtol,
         )
 
     def directions(self) -> dict[str, Tensor]:

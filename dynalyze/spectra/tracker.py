@@ -172,7 +172,7 @@ def track(
     n_values: int | None = 10,
     spectrum: str = "leading",
     n_directions: int = 4,
-    rank_tolerance: float = 0.01,
+    rank_rtol: float = 0.01,
     dtype: torch.dtype | None = None,
     optimizer: Any = None,
     reference: Mapping[str, Tensor] | str | os.PathLike[str] | None = None,
@@ -202,7 +202,7 @@ def track(
         no further than `n_values`. ``"full"`` computes every value, at about twice the time.
     n_directions : int
         Leading singular directions whose principal angles with the previous record are wanted.
-    rank_tolerance : float
+    rank_rtol : float
         Share of σ₁ above which a singular value counts in the numerical rank, and as a direction.
     dtype : torch.float32 or torch.float64, optional
         Type to compute in; by default the weights' own, float32 for half precision.
@@ -249,7 +249,7 @@ def track(
         raise InvalidInputError(f"every={every!r} must be at least 1 step")
     if not is_whole(first_step, 0):
         raise InvalidInputError(f"first_step={first_step!r} must be a number of steps")
-    options = RecordOptions(n_values, spectrum, n_directions, rank_tolerance, dtype)
+    options = RecordOptions(n_values, spectrum, n_directions, rank_rtol, dtype)
     sources = find_sources(model, layouts=layouts, layers=layers, inputs=inputs)
     check_trained(model, sources, allow_tied=allow_tied, allow_frozen=allow_frozen)
     lookup, weights = model_lookup(model), stored_weights(sources)
