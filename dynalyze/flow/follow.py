@@ -108,7 +108,7 @@ class Simulation:
             if self.start is None:
                 self.origin = self.counted.value_and_field(np.zeros(self.init.n_products))
             value, field = self.origin
-            if np.isfinite(value) and np.isfinite(field).all():
+            if not np.isnan(value) and np.isfinite(field).all():
                 check_origin(type(self.objective).__name__, value, field)
                 # the distance at which a loss that falls as at first would be 0
                 slope = float(np.abs(field).max(initial=0.0))
