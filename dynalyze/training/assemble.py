@@ -10,6 +10,7 @@ import numpy as np
 from dynalyze._core.collectives import every_rank, of_first_rank
 from dynalyze._core.interrupts import held, interruptible
 from dynalyze._core.pytorch import torch
+from dynalyze._core.status import Status
 from dynalyze._core.warn import warn
 from dynalyze.errors import DynalyzeWarning, InvalidInputError, LearningRateWarning
 from dynalyze.flow.initialization import Initialization
@@ -82,14 +83,13 @@ def _result(
     records, trainable = loop.records[run], loop.engine.trainable
     lr, optimizer = loop.options.lr, loop.options.optimizer
     rises = int(loop.rises[run])
-    status: str = loop.status
-    message = loop.message
+    status, message = loop.status, loop.message
     if loop.diverged_at.get(run) == 0:
-        status = "diverged"
+        status = Status.DIVERGED
         message = f"the loss is not finite at the initial weights of run {run}: check init"
         warn(message, DynalyzeWarning)
     elif run in loop.diverged_at:
-        status = "diverged"
+        status = Status.DIVERGED
         message = (
             f"the loss exceeded 100 times its start, or is not finite, by step "
             f"{loop.diverged_at[run]}: lr={lr:g} is too large; try {lr / 4:g}"

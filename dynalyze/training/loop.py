@@ -9,13 +9,14 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 from tqdm.auto import tqdm
 
 from dynalyze._core.collectives import all_reduce, every_rank, world
 from dynalyze._core.interrupts import interruptible, take
 from dynalyze._core.pytorch import torch
+from dynalyze._core.status import Status
 from dynalyze._version import __version__
 from dynalyze.errors import InvalidInputError
 from dynalyze.models.data import as_positive_int
@@ -23,15 +24,15 @@ from dynalyze.training.checkpoints import Checkpoint, save_checkpoint
 from dynalyze.training.claim import claimed
 from dynalyze.training.identity import check_same_run
 
-Status = Literal["finished", "diverged", "max_seconds", "callback", "interrupted"]
-_MESSAGES: dict[Status, str] = {
-    "finished": "all {total} steps made",
-    "diverged": "the weights grow beyond bounds or are NaN after step {step}: lower lr, or "
+_MESSAGES = {
+    Status.FINISHED: "all {total} steps made",
+    Status.DIVERGED: "the weights grow beyond bounds or are NaN after step {step}: lower lr, or "
     "lengthen the warm-up",
-    "max_seconds": "{step} of {total} steps made: raise max_seconds, or go on from the checkpoint",
-    "callback": "the callback ended the run after {step} steps",
-    "interrupted": "interrupted after {step} steps: call again with the same checkpoint folder to "
-    "go on",
+    Status.MAX_SECONDS: "{step} of {total} steps made: raise max_seconds, or go on from the "
+    "checkpoint",
+    Status.CALLBACK: "the callback ended the run after {step} steps",
+    Status.INTERRUPTED: "interrupted after {step} steps: call again with the same checkpoint "
+    "folder to go on",
 }
 
 
@@ -72,7 +73,7 @@ class Loop(ABC):
     n_steps: int
     check_every: int  # steps between two looks at the clock, at Ctrl-C and at the callback
     step: int = 0
-    status: Status = "finished"
+    status: Status = Status.FINISHED
     _saved: int | None = None  # step of the latest checkpoint
 
     @abstractmethod
@@ -105,7 +106,7 @@ class Loop(ABC):
     @property
     def ended(self) -> bool:
         """Whether no further step is to be made."""
-        return self.step >= self.n_steps or self.status != "finished"
+        return self.step >= self.n_steps or self.status is not Status.FINISHED
 
     @property
     def message(self) -> str:
@@ -139,7 +140,7 @@ class Loop(ABC):
                 bar.update()
                 if self.step % extent.checkpoint_every == 0:
                     self._save(extent)
-                if self.step % self.check_every == 0 and self.status == "finished":
+                if self.step % self.check_every == 0 and self.status is Status.FINISHED:
                     interrupted, late = take(), time.monotonic() - started > limit
                     told = extent.callback and extent.callback(self.step, self.shown(losses))
                     self._stop_if(interrupted, late, bool(told))
@@ -168,11 +169,12 @@ class Loop(ABC):
             flags = all_reduce(
                 torch.tensor(flags, dtype=torch.float32, device=self.device)
             ).tolist()
-        names: tuple[Status, ...] = ("interrupted", "max_seconds", "callback")
-        self.status = next((n for n, flag in zip(names, flags, strict=True) if flag), "finished")
+        names = (Status.INTERRUPTED, Status.MAX_SECONDS, Status.CALLBACK)
+        given = (name for name, flag in zip(names, flags, strict=True) if flag)
+        self.status = next(given, Status.FINISHED)
 
     def _save(self, extent: Extent) -> None:
-        if extent.folder is None or self.status == "diverged" or self._saved == self.step:
+        if extent.folder is None or self.status is Status.DIVERGED or self._saved == self.step:
             return
         self._saved = self.step
         state = {**self.state(), "optimizer": self.optimizer.state_dict()["state"]}
@@ -209,8 +211,8 @@ def told_of_late_interrupts(results: Iterable[Any]) -> tuple[Any, ...]:
     if not take():
         return every
     return tuple(
-        replace(r, status="interrupted", message=f"interrupted at its end: {r.message}")
-        if r.status == "finished"
+        replace(r, status=Status.INTERRUPTED, message=f"interrupted at its end: {r.message}")
+        if r.status == Status.FINISHED
         else r
         for r in every
     )

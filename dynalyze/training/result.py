@@ -8,6 +8,7 @@ import numpy as np
 
 from dynalyze._core.arrays import FloatArray, IntArray
 from dynalyze._core.saved_schema import Array
+from dynalyze._core.status import Status
 from dynalyze.flow.initialization import Initialization
 from dynalyze.training.recorded import RecordedRun, run_schema
 from dynalyze.training.trainable import flow_time_per_step
@@ -93,4 +94,4 @@ class TrainingRun(RecordedRun):
     @property
     def success(self) -> bool:
         """Whether the run came to the end that was asked for."""
-        return self.status == "finished"
+        return Status(self.status).success

@@ -11,6 +11,7 @@ import numpy as np
 
 from dynalyze._core.collectives import all_reduce, world
 from dynalyze._core.pytorch import torch
+from dynalyze._core.status import Status
 from dynalyze.spectra.history import SpectraHistory
 from dynalyze.spectra.stored_weights import open_checkpoint
 from dynalyze.spectra.tracker import Tracker, track
@@ -137,10 +138,10 @@ class VisionLoop(Loop):
         self.step += 1
         self.loss_sum += losses.detach().double() * batch.weight
         if self.step % self.track_options["every"] == 0 and not self._sound():
-            self.status = "diverged"
+            self.status = Status.DIVERGED
         elif self.tracker is not None:
             self.tracker.step()
-        if self.step % self.steps_per_epoch == 0 and self.status != "diverged":
+        if self.step % self.steps_per_epoch == 0 and self.status is not Status.DIVERGED:
             self._end_epoch()
         return share.detach()
 
@@ -151,7 +152,7 @@ class VisionLoop(Loop):
     def finish(self) -> None:
         """Make the closing record."""
         self._batches.close()
-        if self.tracker is not None and self.status != "diverged":
+        if self.tracker is not None and self.status is not Status.DIVERGED:
             self.tracker.record()
 
     def _all_batches(self) -> Generator[Batch, None, None]:
@@ -170,7 +171,7 @@ class VisionLoop(Loop):
 
     def _end_epoch(self) -> None:
         if not self._sound():
-            self.status = "diverged"
+            self.status = Status.DIVERGED
             return
         mean = float(all_reduce(self.loss_sum)) / len(self.data.train.labels)
         self.epochs.append([mean, *self._evaluate(self.data.test)])

@@ -11,6 +11,7 @@ from dynalyze._core.arrays import FloatArray
 from dynalyze._core.pytorch import torch
 from dynalyze._core.saved_files import load_saved, write_saved
 from dynalyze._core.saved_schema import AnyNumbers, Array, Schema
+from dynalyze._core.status import Status
 from dynalyze.spectra import history
 from dynalyze.spectra.history import SpectraHistory
 from dynalyze.training.vit.model import VisionTransformer, ViTShape
@@ -55,6 +56,11 @@ class ViTRun:
 
     def __str__(self) -> str:
         return self.summary()
+
+    @property
+    def success(self) -> bool:
+        """Whether the training came to the end that was asked for."""
+        return Status(self.status).success
 
     def model(self) -> VisionTransformer:
         """Return the trained model, on the CPU."""

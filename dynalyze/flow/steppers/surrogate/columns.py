@@ -55,6 +55,10 @@ class Columns:
         """Largest |θ| in units of arc length."""
         return float(np.max(self.weight * np.abs(sample.theta), initial=0.0))
 
+    def resolution(self, sample: Sample, tol: float, length: float) -> float:
+        """Arc length that errors of z leave unresolved: closer samples would ruin differences."""
+        return max(1e-9, 0.2 * tol) * max(self.size(sample), 1e-4 * length)
+
     def after_gradient(self) -> "Columns":
         """These columns, one gradient older."""
         return replace(self, age=self.age + 1)
@@ -80,7 +84,7 @@ def first_columns(
 def with_active(
     objective: Objective, columns: Columns, sample: Sample, active: IntArray
 ) -> Columns:
-    """Columns of other coordinates: of newcomers alone, or of all where that is cheap or due."""
+    """Columns of other coordinates: of those that join, or of all where that is cheap or due."""
     before = columns.active
     new = np.isin(active, before, invert=True)
     fresh = sample is columns.exact
@@ -226,22 +230,22 @@ def selected(
     keeps = held.copy()
     first = True
     while True:
-        # Columns of newcomers may show that others are coupled more strongly than was known.
+        # Columns of those that join may show that others are coupled more strongly than was known.
         level = levels(columns, sample.field, units, rates, tol)
         length = level - np.log(_NEGLIGIBLE * tol)  # natural log|θ|: |g_i| / max_j |H_ji|
         if first:
             keeps = held & (log_theta > level + np.log(_DROPPED))
             first = False
-        woken = ~held & (log_theta > level - 0.1)
-        soon = _soon(woken, log_theta, growth, level, length)
-        woken |= soon & ~held
+        joining = ~held & (log_theta > level - 0.1)
+        soon = _soon(joining, log_theta, growth, level, length)
+        joining |= soon & ~held
         keeps |= soon & held
-        new = bool(woken.any())
-        columns = with_active(objective, columns, sample, np.flatnonzero(keeps | woken))
+        new = bool(joining.any())
+        columns = with_active(objective, columns, sample, np.flatnonzero(keeps | joining))
         if not new:
             return columns
-        held |= woken
-        keeps |= woken
+        held |= joining
+        keeps |= joining
 
 
 def _soon(

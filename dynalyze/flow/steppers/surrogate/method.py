@@ -128,7 +128,7 @@ def step_to(problem: Problem, state: State, t_end: float) -> tuple[State, Path]:
     nodes, newton = newton_form(samples, columns.exact, columns.active, columns.matrix)
     polynomial = Polynomial(nodes, newton[: terms + 1], np.inf)
     path = _solve(problem, state, columns, polynomial, duration, 0)
-    return _accepted(problem, state, Attempt(path, samples, columns), woken=False), path
+    return _accepted(problem, state, Attempt(path, samples, columns), reached=False), path
 
 
 def _no_time(state: State, t_bound: float, longest: float, broken: str) -> FlowError:
@@ -172,7 +172,7 @@ def _predict(problem: Problem, state: State, duration: float, caution: float) ->
         target=_TARGET * tol,
         predictor_target=min(_CONVERGED * tol / columns.contraction, _FARTHEST),
         thresholds=thresholds,
-        resolution=_resolution(problem, columns, newest),
+        resolution=columns.resolution(newest, tol, problem.length),
     )
     path = _follow(problem, state, columns, polynomial, duration, limits)
     terms = len(polynomial.newton)
@@ -193,7 +193,7 @@ def _correct(problem: Problem, state: State, prediction: Prediction) -> Attempt:
         if not np.all(np.isfinite(sample.field)):
             broken = describe_bad_field(problem.objective, sample.theta, sample.field)
             return Attempt(None, known, columns, longest=0.1 * duration, broken=broken)
-        noise = _resolution(problem, columns, sample)
+        noise = columns.resolution(sample, tol, problem.length)
         # A sample too close to the newest one takes its place, and adds nothing to the degree.
         close = abs(sample.s - nodes[0]) < noise
         exact = sample if close and known[0] is columns.exact else columns.exact
@@ -231,11 +231,6 @@ def _correct(problem: Problem, state: State, prediction: Prediction) -> Attempt:
     return Attempt(None, known, columns, excess=excess)
 
 
-def _resolution(problem: Problem, columns: Columns, sample: Sample) -> float:
-    """Arc length that errors of z leave unresolved: closer samples would ruin differences."""
-    return max(1e-9, 0.2 * problem.tol) * max(columns.size(sample), 1e-4 * problem.length)
-
-
 def _misfit(columns: Columns, sample: Sample, path: Path, polynomial: Polynomial) -> float:
     """Bound of the correction of z that a sample at the end of a path asks for."""
     remainder = sample.field + columns.matrix @ sample.theta[columns.active]
@@ -251,12 +246,12 @@ def _misfit(columns: Columns, sample: Sample, path: Path, polynomial: Polynomial
     return difference * (min(duration, integral / at_end) if at_end else duration)
 
 
-def _accepted(problem: Problem, state: State, result: Attempt, woken: bool) -> State:
+def _accepted(problem: Problem, state: State, result: Attempt, reached: bool) -> State:
     """The state at the end of an accepted step."""
     path, sample, columns = result.path, result.samples[0], result.columns
     assert path is not None
     z, s = state.z + path.y[-1, :-1], float(path.y[-1, -1])
-    if woken:
+    if reached:
         columns = problem.select(columns, sample, z)
     elif columns.outdated:
         columns = renewed(problem.objective, columns, sample)

@@ -3,7 +3,6 @@
 It evaluates no gradient: its cost is k × k linear algebra for k active coordinates.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -72,44 +71,6 @@ class Path:
     )
     best: int  # m of the smallest predicted error
     inner_step: float  # to go on with
-
-
-@dataclass(frozen=True, eq=False)
-class CubicSegment:
-    """Part of a step in which z is a cubic polynomial of the flow time."""
-
-    t_start: float
-    t_end: float
-    first: FloatArray  # (p,), z at t_start
-    last: FloatArray  # (p,), z at t_end
-    quadratic: FloatArray  # (p,)
-    cubic: FloatArray  # (p,)
-    field: FloatArray  # (p,), dz/dt at t_end
-
-    def z(self, t: float | FloatArray) -> FloatArray:
-        """Log coordinates within the segment: shape (p,), or (len(t), p) for an array of times."""
-        f = ((np.asarray(t) - self.t_start) / (self.t_end - self.t_start))[..., None]
-        bend = self.quadratic + f * self.cubic
-        z: FloatArray = (1 - f) * self.first + f * (self.last + (1 - f) * bend)
-        return z
-
-
-def segments(path: Path, t: float, z: FloatArray) -> Iterator[CubicSegment]:
-    """Segments of a path that starts at (t, z), in turn; none of them is empty."""
-    times, values = t + path.t, z + path.y[:, :-1]
-    start = 0
-    for i in range(len(times) - 1):
-        if times[i + 1] > times[start]:
-            bend = path.quadratic[i, :-1], path.cubic[i, :-1]
-            yield CubicSegment(
-                float(times[start]),
-                float(times[i + 1]),
-                values[start],
-                values[i + 1],
-                *bend,
-                path.rates[i + 1],
-            )
-            start = i + 1
 
 
 def follow(
