@@ -26,7 +26,6 @@ from dynalyze.models.protocol import Objective
 _CONTINUE = "continue from here by simulate(..., start=trajectory)"
 _LARGEST_THETA = 1e15  # in natural units; beyond, the flow has no limit that anybody asked for
 _LOSS_EVERY = 64  # evaluations between checks that the loss does not rise
-_REST_EVERY = 8  # segments of steps between tests for rest, each of which may cost an evaluation
 _DENSE_TOL = 1e-2  # tolerance of the dense output's form, in units of the integrator's
 
 
@@ -134,8 +133,9 @@ class Simulation:
     def _steps(self, stepper: Stepper, bar: Any) -> tuple[Status, str]:
         self._check_loss()
         while stepper.n_steps < self.max_steps:
-            ask = self.t_bound is None and len(self.t) % _REST_EVERY == 1
-            if ask and (ended := self.stationary(self.z[-1], stepper.field)):
+            # At rest a step may go on for ever: rest is looked for before each.
+            to_rest = self.t_bound is None
+            if to_rest and (ended := self.stationary(self.z[-1], stepper.field)):
                 self._check_loss()
                 return ended
             segment = stepper.step()

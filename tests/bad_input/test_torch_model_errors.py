@@ -518,7 +518,9 @@ def test_unknown_precision():
 
 
 def test_missing_torch_names_the_extra(monkeypatch):
-    for name in [m for m in sys.modules if m == "dynalyze._core.pytorch" or "models.torch_" in m]:
+    for name in [
+        m for m in sys.modules if m == "dynalyze._core.pytorch" or "dynalyze.models.torch" in m
+    ]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "torch", None)
     import dynalyze.models

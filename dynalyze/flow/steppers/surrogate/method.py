@@ -102,7 +102,10 @@ def step(problem: Problem, state: State, t_bound: float) -> tuple[State, Path]:
             raise failure(state.t, "it moves faster than float64 resolves the flow time")
         result = _correct(problem, state, prediction)
         if result.path is not None:
-            return _accepted(problem, state, result, path.status == THRESHOLD), result.path
+            after = _accepted(problem, state, result, path.status == THRESHOLD)
+            if np.isclose(after.t, t_bound, rtol=1e-15, atol=0):
+                after = replace(after, t=t_bound)  # without the rounding of t
+            return after, result.path
         columns, longest, broken = result.columns, result.longest, result.broken or broken
         caution *= result.excess
         if attempt >= (1 if columns.cheap else _PATIENCE) and columns.exact is not newest:
@@ -162,6 +165,8 @@ def _predict(problem: Problem, state: State, duration: float, caution: float) ->
     floor = _ROUNDING * float(np.max(np.abs(newton[0]))) / size ** np.arange(len(sizes))
     sizes = np.clip(sizes, floor, 1e200) * caution
     polynomial = extrapolation(nodes, newton, sizes, state.s, state.arc)
+    if problem.quadratic:  # the remainder is constant
+        sizes, polynomial = np.zeros_like(sizes), Polynomial(nodes, newton[:1], np.inf)
     thresholds = levels(columns, newest.field, problem.units, problem.rates, tol)
     known = columns.weight > 0
     thresholds[known] += np.log(columns.weight[known])
@@ -198,7 +203,8 @@ def _correct(problem: Problem, state: State, prediction: Prediction) -> Attempt:
         close = abs(sample.s - nodes[0]) < noise
         exact = sample if close and known[0] is columns.exact else columns.exact
         samples = (sample, *known[1 if close else 0 :])
-        if iteration == 0 and _misfit(columns, sample, path, polynomial) <= _CONVERGED * tol:
+        limit = np.inf if problem.quadratic else _CONVERGED * tol
+        if iteration == 0 and _misfit(columns, sample, path, polynomial) <= limit:
             return Attempt(path, samples, replace(columns, exact=exact))
         new_nodes, newton = newton_form(samples[: best + 1], exact, columns.active, columns.matrix)
         terms = min(best if close else best + 1, len(new_nodes))

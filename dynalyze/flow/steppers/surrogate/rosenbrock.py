@@ -252,8 +252,10 @@ def rosenbrock_step(  # noqa: PLR0912 — one loop nest, which calls would only 
     for i in range(p + 1):
         new[i] += stages[5, i]
         size = abs(stages[5, i])
-        if i == p and k > 0:
-            size /= steepest  # as an error of log|θ|, which those of z are as well
+        if i == p:
+            # As an error of log|θ|, which those of z are as well; it moves nothing where P is
+            # constant, and at rest it is the sum of rounding of dθ/dt, in absolute value.
+            size = size / steepest if flow.newton.shape[0] > 1 and k > 0 else 0.0
         error = max(error, size if size < 1e100 else 1e100)
     return error
 

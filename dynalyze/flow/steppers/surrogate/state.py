@@ -26,6 +26,7 @@ class Problem:
     length: float  # arc length over which the field changes at the start
     tol: float  # error of z that a step may make
     order: int  # highest number of nodes of the predictor
+    quadratic: bool  # whether the loss is quadratic in θ, so that the remainder is constant
 
     def theta(self, z: FloatArray) -> FloatArray:
         """θ(z), (p,)."""
@@ -82,7 +83,8 @@ def start(
     FlowError
         If the field is not finite there.
     """
-    problem = Problem(objective, up, down, units, np.ones(z.size), 1.0, tol, order)
+    quadratic = bool(getattr(objective, "is_quadratic", False))
+    problem = Problem(objective, up, down, units, np.ones(z.size), 1.0, tol, order, quadratic)
     sample = problem.evaluate(0.0, z)
     if not np.all(np.isfinite(sample.field)):
         raise failure(t, describe_bad_field(objective, sample.theta, sample.field))

@@ -49,9 +49,10 @@ class CubicSegment:
         return z
 
 
-def segments(path: Path, t: float, z: FloatArray) -> Iterator[CubicSegment]:
-    """Segments of a path that starts at (t, z), in turn; none of them is empty."""
+def segments(path: Path, t: float, t_end: float, z: FloatArray) -> Iterator[CubicSegment]:
+    """Segments of a path from (t, z) to t_end, in turn; none of them is empty."""
     times, values = t + path.t, z + path.y[:, :-1]
+    times[-1] = t_end  # to the last bit
     start = 0
     for i in range(len(times) - 1):
         if times[i + 1] > times[start]:
@@ -153,7 +154,7 @@ class SurrogateStepper:
         while not self._ready:
             before = self._state
             self._state, path = step(self._problem, before, self._t_bound)
-            self._ready.extend(segments(path, before.t, before.z))
+            self._ready.extend(segments(path, before.t, self._state.t, before.z))
         segment = self._ready.popleft()
         self._n_steps += not self._ready
         self._t, self._z, self._field = segment.t_end, segment.last, segment.field
