@@ -89,8 +89,8 @@ def train(given: OneTraining) -> TrainingRun:
     >>> X = np.random.default_rng(0).standard_normal((20, 3, 2))
     >>> init = Initialization.gaussian(4, log10_alpha=-4, rng=1)
     >>> run = train(DiagonalHead(2), (X, 0.5 * X), init=init, lr=0.1, until=20.0)
-    >>> run.status
-    'finished'
+    >>> run.success
+    True
     """
     return run_all(given)[0]
 

@@ -181,7 +181,7 @@ def _predict(problem: Problem, state: State, duration: float, caution: float) ->
     )
     path = _follow(problem, state, columns, polynomial, duration, limits)
     terms = len(polynomial.newton)
-    inside = terms < len(sizes)
+    inside = terms < len(sizes) and sizes[terms] > 0
     correction = sizes[terms] * abs(path.integrals[2, terms]) if inside else 0.0
     return Prediction(path, nodes, polynomial, float(correction))
 

@@ -159,7 +159,9 @@ def predicted_error(integrals: FloatArray, s: float, limits: Limits) -> tuple[fl
     smallest, best = np.inf, 1
     for m in range(1, integrals.shape[1]):
         step = abs(integrals[1, m] - s * integrals[0, m]) / limits.target
-        error = limits.sizes[m] * max(step, abs(integrals[2, m]) / limits.predictor_target)
+        error = 0.0  # even where the integrals overflow
+        if limits.sizes[m] > 0:
+            error = limits.sizes[m] * max(step, abs(integrals[2, m]) / limits.predictor_target)
         if error < smallest:
             smallest, best = error, m
     return smallest, best
