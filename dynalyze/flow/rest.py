@@ -273,5 +273,4 @@ def known_point(
 def at_origin(objective: Objective) -> StationaryPoint:
     """θ^0 = 0, with an empty support."""
     theta = np.zeros(objective.n_products)
-    value, field = objective.value_and_field(theta)
-    return StationaryPoint(theta, value, field, np.empty(0, dtype=np.int64), 0.0, objective)
+    return known_point(objective, theta, *objective.value_and_field(theta))

@@ -45,8 +45,8 @@ class StationaryTest:
         if self._field > self._tol * self._largest_field:
             return None
         theta = self._chart.theta(z)
-        largest = float(np.max(np.abs(theta) * self._units))
         sizes = np.abs(theta) * self._units
+        largest = float(np.max(sizes))
         support = np.flatnonzero(sizes > _SUPPORT * largest)
         to_go = newton_step(self._objective, theta, field, support, self._tol)
         step = float(np.abs(to_go * self._units[support]).max(initial=0.0))

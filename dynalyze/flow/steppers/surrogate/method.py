@@ -203,8 +203,10 @@ def _correct(problem: Problem, state: State, prediction: Prediction) -> Attempt:
         close = abs(sample.s - nodes[0]) < noise
         exact = sample if close and known[0] is columns.exact else columns.exact
         samples = (sample, *known[1 if close else 0 :])
-        limit = np.inf if problem.quadratic else _CONVERGED * tol
-        if iteration == 0 and _misfit(columns, sample, path, polynomial) <= limit:
+        first = iteration == 0
+        if first and (
+            problem.quadratic or _misfit(columns, sample, path, polynomial) <= _CONVERGED * tol
+        ):
             return Attempt(path, samples, replace(columns, exact=exact))
         new_nodes, newton = newton_form(samples[: best + 1], exact, columns.active, columns.matrix)
         terms = min(best if close else best + 1, len(new_nodes))
@@ -215,7 +217,7 @@ def _correct(problem: Problem, state: State, prediction: Prediction) -> Attempt:
             break
         size = float(np.max(np.abs(newton[best]))) if terms > best else 0.0
         before, change = change, float(np.max(np.abs(trial.y[-1, :-1] - end[:-1])))
-        if iteration == 0:
+        if first:
             # Where the remainder is not as smooth as its differences say, as where the path turns.
             surprise = _SURPRISE * max(change - _EXPECTED * promised, 0.0)
         elif before > 0:
