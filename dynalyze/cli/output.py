@@ -5,8 +5,7 @@ from __future__ import annotations
 import argparse
 import io
 import json
-import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -96,19 +95,9 @@ def deliver(
 
 def as_json(result: Any) -> str:
     """JSON of dicts, sequences, arrays and numbers; what is not finite becomes null."""
-    return json.dumps(_plain(result), indent=2, allow_nan=False)
+    from dynalyze._core.plain import plain
 
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {str(name): _plain(item) for name, item in value.items()}
-    if hasattr(value, "tolist"):
-        return _plain(value.tolist())
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value
+    return json.dumps(plain(result), indent=2, allow_nan=False)
 
 
 def _figure_path(path: str) -> str:

@@ -93,6 +93,22 @@ class DenseOutput:
         InvalidInputError
             If a time lies outside the intervals.
         """
+        times = self.inside(t)
+        p = self.node_values.shape[1]
+        flat = times.ravel()
+        z = np.empty((flat.size, p))
+        for start in range(0, flat.size, _CHUNK):
+            z[start : start + _CHUNK] = self._evaluate(flat[start : start + _CHUNK])
+        return z.reshape((*times.shape, p))
+
+    def inside(self, t: ArrayLike) -> FloatArray:
+        """Flow times `t` as an array, those beyond an end by rounding moved to it.
+
+        Raises
+        ------
+        InvalidInputError
+            If a time lies outside the intervals.
+        """
         times = np.asarray(t, dtype=float)
         first, last = self.breaks[0], self.breaks[-1]
         slack = 1e-12 * (abs(first) + abs(last))
@@ -100,14 +116,9 @@ class DenseOutput:
         if np.any(outside):
             raise InvalidInputError(
                 f"t={times[outside].flat[0]} is outside the flow times {first} … {last} that the "
-                "trajectory covers: simulate further, or ask for a time within"
+                "run covers: run it for longer, or ask for a time within"
             )
-        p = self.node_values.shape[1]
-        flat = np.clip(times.ravel(), first, last)
-        z = np.empty((flat.size, p))
-        for start in range(0, flat.size, _CHUNK):
-            z[start : start + _CHUNK] = self._evaluate(flat[start : start + _CHUNK])
-        return z.reshape((*times.shape, p))
+        return np.clip(times, first, last)
 
     def _evaluate(self, times: FloatArray) -> FloatArray:
         if len(self.degrees) == 0:

@@ -1,6 +1,5 @@
 """PyTorch training runs: heads and transformers, data, loop, checkpoints."""
 
-from dynalyze.errors import LearningRateWarning
 from dynalyze.training.distributed import process_group
 from dynalyze.training.heads import DiagonalHead, FullHead
 from dynalyze.training.one_or_many import train, train_many
@@ -10,7 +9,6 @@ from dynalyze.training.result import TrainingRun
 __all__ = [
     "DiagonalHead",
     "FullHead",
-    "LearningRateWarning",
     "Recording",
     "TrainingRun",
     "process_group",

@@ -10,11 +10,15 @@ import numpy as np
 from dynalyze._core.arrays import ArrayLike, FloatArray, IntArray
 from dynalyze._core.saved_files import load_saved, write_saved
 from dynalyze._core.saved_schema import AnyNumbers, Array, ListOf, Schema
+from dynalyze._core.status import Status
+from dynalyze.flow.dense import DenseOutput
 from dynalyze.flow.initialization import Initialization
-from dynalyze.training.curves import Curves, log_curves
+from dynalyze.flow.trajectory import per_product
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+
+_TINY = np.finfo(float).tiny  # singular values below count as this
 
 
 def run_schema(kind: str, clock: Mapping[str, Array], metadata: Mapping[str, Any]) -> Schema:
@@ -90,7 +94,11 @@ class RecordedRun:
         InvalidInputError
             If a time lies outside the run.
         """
-        return self._curves.at(t)
+        times = self._dense.inside(t)
+        between = self._values_of_z(self._dense(times))
+        record = np.searchsorted(self.t[:-1], times)
+        on_record = (self.t[record] == times)[..., None]
+        return np.where(on_record, self.values[record], between)
 
     def loss_at(self, t: ArrayLike) -> FloatArray:
         """Loss at flow times `t`, shape of `t`: the recorded losses, interpolated linearly.
@@ -100,8 +108,7 @@ class RecordedRun:
         InvalidInputError
             If a time lies outside the run.
         """
-        times = self._curves.inside(t)
-        return np.interp(times.ravel(), self.t, self.losses).reshape(times.shape)
+        return np.interp(self._dense.inside(t), self.t, self.losses)
 
     def crossings(self, threshold: ArrayLike) -> tuple[FloatArray, IntArray, IntArray]:
         """Every time at which some |θ_i| (or singular value) crosses a threshold.
@@ -125,7 +132,8 @@ class RecordedRun:
         InvalidInputError
             If `threshold` is not positive and finite.
         """
-        return self._curves.crossings(threshold)
+        sizes = per_product(threshold, self.values.shape[1])
+        return self._dense.crossings(self._z_of_values(sizes))
 
     def plot(self, ax: "Axes | None" = None) -> "Axes":
         """Loss over rescaled time, the products under it; see `plots.trajectory`."""
@@ -166,11 +174,24 @@ class RecordedRun:
         kept["init"] = Initialization(arrays["u0"], arrays["v0"], log10_alpha=log10_alpha)
         weights = {n: array for n, array in arrays.items() if n.startswith("weights.")}
         kept["weights"] = {n.removeprefix("weights."): array for n, array in weights.items()}
+        if "status" in kept:
+            kept["status"] = Status(kept["status"])
         return cls(**kept)
 
     @cached_property
-    def _curves(self) -> Curves:
+    def _dense(self) -> DenseOutput:
+        """Straight lines from record to record, in log coordinates."""
+        n_pieces = len(self.t) - 1
+        ends = np.arange(1, 2 * n_pieces + 1) // 2 if n_pieces else [0]
+        z = self._z_of_values(self.values)[ends]
+        return DenseOutput(self.t, np.ones(n_pieces, dtype=np.int64), z)
+
+    def _z_of_values(self, values: FloatArray) -> FloatArray:
         if self.singular_values:
-            return log_curves(self.t, self.values)
-        chart = self.init.coordinates
-        return Curves(self.t, self.values, chart.z_of_theta, chart.theta, signed=True)
+            return np.log(np.maximum(values, _TINY)) - np.log(_TINY)  # never negative
+        return self.init.coordinates.z_of_theta(values)
+
+    def _values_of_z(self, z: FloatArray) -> FloatArray:
+        if self.singular_values:
+            return np.exp(z + np.log(_TINY))
+        return self.init.coordinates.theta(z)

@@ -27,8 +27,8 @@ class TrainingRun(RecordedRun):
 
     Notes
     -----
-    `status` is one of ``"finished"``, ``"diverged"``, ``"max_seconds"``, ``"callback"`` and
-    ``"interrupted"``; `message` says what to do about it.
+    `status` is finished, diverged, max_seconds, callback or interrupted; `message` says what to
+    do about it.
     """
 
     steps: IntArray  # (n_records,), optimizer steps made before the record
@@ -41,7 +41,7 @@ class TrainingRun(RecordedRun):
     weights: dict[str, FloatArray] = field(repr=False)  # parameters at the end, by name
     singular_values: bool  # whether `values` are singular values
     loss_rises: int  # steps at which the loss rose, counted for full-batch gradient descent
-    status: str
+    status: Status
     message: str
     configuration: dict[str, Any] = field(repr=False)  # options, versions, device
 
@@ -94,4 +94,4 @@ class TrainingRun(RecordedRun):
     @property
     def success(self) -> bool:
         """Whether the run came to the end that was asked for."""
-        return Status(self.status).success
+        return self.status.success

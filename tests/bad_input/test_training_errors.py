@@ -7,16 +7,14 @@ import pytest
 import torch
 
 from dynalyze import Initialization
-from dynalyze.errors import DynalyzeError, InvalidInputError, NonSmoothWarning
-from dynalyze.models import AttentionHead, TorchModel
-from dynalyze.training import (
-    DiagonalHead,
-    FullHead,
+from dynalyze.errors import (
+    DynalyzeError,
+    InvalidInputError,
     LearningRateWarning,
-    Recording,
-    train,
-    train_many,
+    NonSmoothWarning,
 )
+from dynalyze.models import AttentionHead, TorchModel
+from dynalyze.training import DiagonalHead, FullHead, Recording, train, train_many
 
 D = 3
 X = np.random.default_rng(0).standard_normal((12, 4, D))
@@ -162,7 +160,7 @@ def test_a_loss_that_is_not_finite_at_the_start():
 
 def test_reading_outside_the_run():
     run = train(DiagonalHead(D), DATA, init=start(), lr=0.1, steps=10)
-    with pytest.raises(InvalidInputError, match=r"t ranges over \[0.5, 2\], and the run over"):
+    with pytest.raises(InvalidInputError, match=r"t=2.0 is outside the flow times 0.0 … "):
         run.theta_at([0.5, 2.0])
     with pytest.raises(InvalidInputError, match=r"threshold=-1\.0 must be positive and finite"):
         run.crossings(-1)

@@ -1,11 +1,13 @@
 """Training runs against hand-written loops and against the gradient flow."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from claims import every
 
-from dynalyze import Initialization, simulate
+from dynalyze import Initialization, SavedFileError, Status, simulate
 from dynalyze.models import AttentionHead, DiagonalTransformer, TorchModel
 from dynalyze.training import DiagonalHead, FullHead, Recording, TrainingRun, train, train_many
 
@@ -211,6 +213,26 @@ def test_a_run_survives_its_file(tmp_path):
     assert again.product_names == run.product_names
     assert again.configuration == run.configuration
     assert again.message == run.message == "all 100 steps made"
+
+
+def test_the_status_of_a_run_is_a_status_again_when_loaded_and_no_other_word(tmp_path):
+    run = train(DiagonalHead(D), toy(), init=start(), lr=0.02, steps=3)
+    run.save(tmp_path / "run.npz")
+    assert TrainingRun.load(tmp_path / "run.npz").status is run.status is Status.FINISHED
+    replace(run, status="ended").save(tmp_path / "run.npz")
+    with pytest.raises(SavedFileError, match="ended"):
+        TrainingRun.load(tmp_path / "run.npz")
+
+
+def test_crossings_lie_on_the_lines_between_the_records():
+    for head, n in ((DiagonalHead(D), 2 * D), (FullHead(D, 2), 4 * D)):
+        run = train(head, toy(), init=start(n=n), lr=0.02, until=20.0)
+        times, which, directions = run.crossings(0.05)
+        assert len(times) > 1
+        sizes = np.abs(run.values_at(times))[np.arange(len(times)), which]
+        np.testing.assert_allclose(sizes, 0.05, rtol=1e-9)
+        after = np.abs(run.values_at(times + 1e-6))[np.arange(len(times)), which]
+        np.testing.assert_array_equal(np.sign(after - 0.05), directions)
 
 
 def test_reading_between_the_records():

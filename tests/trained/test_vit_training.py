@@ -166,6 +166,7 @@ def test_saved_run_comes_back(tmp_path: Path, unbroken: ViTRun) -> None:
     own.load_state_dict({n: torch.from_numpy(w) for n, w in unbroken.weights.items()})
     torch.testing.assert_close(loaded.model()(images), own(images), rtol=0, atol=0)
     assert "status: finished (all 20 steps made)" in loaded.summary()
+    assert loaded.status is unbroken.status
 
 
 def test_checkpoints_can_be_tracked_afterwards(tmp_path: Path, unbroken: ViTRun) -> None:

@@ -45,7 +45,7 @@ class ViTRun:
     test_losses: FloatArray  # (E,), after each epoch
     test_accuracies: FloatArray  # (E,)
     n_steps: int  # optimizer steps made
-    status: str  # finished, diverged, max_seconds, callback or interrupted
+    status: Status  # finished, diverged, max_seconds, callback or interrupted
     message: str  # why it ended, and what to do about it
     shape: ViTShape
     weights: Mapping[str, "np.ndarray[Any, np.dtype[Any]]"]  # at the end, by name
@@ -60,7 +60,7 @@ class ViTRun:
     @property
     def success(self) -> bool:
         """Whether the training came to the end that was asked for."""
-        return Status(self.status).success
+        return self.status.success
 
     def model(self) -> VisionTransformer:
         """Return the trained model, on the CPU."""
@@ -111,5 +111,6 @@ class ViTRun:
             group, _, rest = name.partition(".") if "." in name else ("", "", name)
             parts[group][rest] = value
         metadata["shape"] = ViTShape(**metadata["shape"])
+        metadata["status"] = Status(metadata["status"])
         metadata["history"] = SpectraHistory.from_parts(parts["history"], metadata["history"])
         return cls(weights=parts["weights"], **parts[""], **metadata)
