@@ -48,7 +48,8 @@ NOT_ARRAYS = tuple(SCHEMA.metadata)
 class SpectraHistory:
     """Records of a run: R records, two products (W_K W_Qᵀ, then W_V W_Oᵀ), N heads of all layers.
 
-    The change is Δ(W_K W_Qᵀ) = W_K W_Qᵀ − W_K(0) W_Q(0)ᵀ, and Δ(W_V W_Oᵀ) likewise, per head.
+    The change is Δ(W_K W_Qᵀ) = W_K W_Qᵀ − W_K(0) W_Q(0)ᵀ, and Δ(W_V W_Oᵀ) likewise, per head; a
+    change that is no larger than the rounding of its factors is recorded as 0.
     """
 
     steps: IntArray  # (R,), optimizer steps since the start
@@ -60,7 +61,7 @@ class SpectraHistory:
     frobenius_norm: FloatArray  # (R, 2, N)
     effective_rank: FloatArray  # (R, 2, N), a lower bound unless the spectrum is full
     effective_rank_bound: FloatArray  # (R, 2, N), upper bound, equal if the spectrum is full
-    numerical_rank: IntArray  # (R, 2, N), values above rank_rtol · σ₁ among those computed
+    numerical_rank: IntArray  # (R, 2, N), values computed above rank_rtol · σ₁ and rounding
     left_angles: FloatArray  # (R, 2, N, r) radians, ascending; NaN where there is no direction
     right_angles: FloatArray  # (R, 2, N, r)
     largest_rank: IntArray  # (2, N), rank that the change cannot exceed

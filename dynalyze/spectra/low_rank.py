@@ -3,8 +3,18 @@
 With ΔA = A − A₀ and ΔB = B − B₀ the change is ΔA Bᵀ + A₀ ΔBᵀ, of rank at most twice the number m
 of columns. In an orthonormal basis of [A₀, ΔA] on the left and of [B₀, ΔB] on the right it is a
 core of 2m × 2m with the same singular values. The bases of A₀ and B₀ are found once, at the start;
-per record only ΔA and ΔB are projected and triangularized. Nothing cancels: the change is never
-the difference of two large products.
+per record only ΔA and ΔB are projected and triangularized. Nothing cancels but what cancels in
+the change itself: it is never the difference of two large products.
+
+The two terms of the change do cancel where the factors move and their product does not, as in
+W_Q G, W_K G⁻ᵀ. What is left then is rounding, and has all ranks. With eps that of the type computed
+in, [X, Y]² = Σ_j ‖x_j‖² ‖y_j‖² over columns (the norm of X Yᵀ if no terms cancel), and A′, B′ those
+entries of A, B that differ from the ones at the start, its size is at most about
+
+    eps · (16 ([ΔA, B] + [ΔA, ΔB] + [A₀, ΔB]) + 2 ([A′, B] + [A₀, B′])),
+
+the first part from the arithmetic here, the second from the rounding of the weights themselves
+when they moved. A change of no larger norm is taken to be zero (`rounding_of_change`).
 """
 
 from dataclasses import dataclass
@@ -17,6 +27,8 @@ _FIRST_SEED = 0  # the start block is random but the same in every run
 _OVERSAMPLING = 6  # columns of the block beyond the values wanted
 _IN_DOUBLE = 64  # size up to which the SVDs of matrices in single precision are done in double
 _TOLERANCE = 5e-7  # of σ₁: estimated error above which the values are found by a full SVD
+_ARITHMETIC = 16  # times eps: rounding of a moved column by QR and products; up to 10 was measured
+_STORAGE = 2  # times eps: rounding of the entries that moved, by whoever moved them
 
 
 @dataclass(frozen=True)
@@ -26,10 +38,11 @@ class Reduced:
     initial: Tensor  # (h, q, m), q ≤ p: the rows below are 0
     current: Tensor  # (h, p, m)
     change: Tensor  # (h, p, m)
+    rounding: Tensor  # (h, 1, m), what may be rounding in the length of each column of the change
 
     def expand(self, n_heads: int) -> "Reduced":
         """Repeat grouped heads so that each of `n_heads` query heads has its own."""
-        parts = (self.initial, self.current, self.change)
+        parts = (self.initial, self.current, self.change, self.rounding)
         return Reduced(*(_repeat(part, n_heads) for part in parts))
 
 
@@ -63,14 +76,18 @@ class Reference:
     def reduce(self, current: Tensor) -> Reduced:
         """Coordinates of the factor then, now and of its change."""
         change = current - self.factor
+        moved = torch.where(change == 0, 0.0, current)
+        eps = torch.finfo(current.dtype).eps
+        rounding = eps * (_ARITHMETIC * _lengths(change) + _STORAGE * _lengths(moved))
         if self.basis is None or self.triangle is None:
-            return Reduced(self.factor, current, change)
+            return Reduced(self.factor, current, change, rounding)
         inside = self.basis.mT @ change
         outside = torch.linalg.qr(torch.baddbmm(change, self.basis, inside, alpha=-1), mode="r")[1]
         return Reduced(
             initial=self.triangle,
             current=torch.cat([self.triangle + inside, outside], 1),
             change=torch.cat([inside, outside], 1),
+            rounding=rounding,
         )
 
 
@@ -79,6 +96,14 @@ def change_core(left: Reduced, right: Reduced) -> Tensor:
     core = left.change @ right.current.mT
     core[:, : left.initial.shape[1]].baddbmm_(left.initial, right.change.mT)
     return core
+
+
+def rounding_of_change(left: Reduced, right: Reduced) -> Tensor:
+    """Norm below which the change of a head is rounding, (h,); see the top of this module."""
+    # Coordinates of B are found as those of B₀ and of ΔB, and have the rounding of both.
+    from_left = left.rounding * (_lengths(right.current) + _lengths(right.change))
+    from_right = _lengths(left.initial) * right.rounding
+    return torch.cat([from_left, from_right], -1).norm(dim=(1, 2))
 
 
 def entry_scale(core: Tensor) -> Tensor:
@@ -90,6 +115,12 @@ def entry_scale(core: Tensor) -> Tensor:
     power = torch.ldexp(torch.ones_like(largest), torch.frexp(largest).exponent - 1)
     scale = torch.where(largest.isfinite(), power, largest)
     return torch.where(largest == 0, torch.ones_like(largest), scale)
+
+
+def frobenius_norm(unit: Tensor, scale: Tensor) -> Tensor:
+    """Frobenius norms of unit · scale, (h,), in double precision: thousands of squares add up."""
+    norms = torch.linalg.vector_norm(unit, dim=(-2, -1), dtype=torch.float64)
+    return norms * scale[:, 0, 0].double()
 
 
 def product_values(left: Tensor, right: Tensor) -> Tensor:
@@ -165,10 +196,8 @@ def leading_part(
         left, right = unit[..., :0], unit.mT[..., :0]
         if n_vectors:
             _, left, right, _ = _block_krylov(unit, n_vectors + _OVERSAMPLING, n_vectors)
-    size = scale[..., 0].double()
-    # Summed in double precision: tens of thousands of small squares add up.
-    frobenius = torch.linalg.vector_norm(unit, dim=(-2, -1), dtype=torch.float64) * size[:, 0]
-    leading = Leading(values[:, :n_values].double() * size, frobenius, left, right, slow)
+    values = values[:, :n_values].double() * scale[..., 0].double()
+    leading = Leading(values, frobenius_norm(unit, scale), left, right, slow)
     if repair and bool(slow.any()):
         return repaired(leading, core, scale, torch.nonzero(slow)[:, 0])
     return leading
@@ -248,15 +277,19 @@ def full_vectors(
 
 def orthonormal(columns: Tensor) -> Tensor:
     """Normalize nearly orthogonal columns; columns of zeros stay zero."""
-    # First by the largest entry: the square of a length may overflow.
+    # First by the largest entry: the length itself may overflow.
     for size in (lambda x: x.abs().amax(-2, keepdim=True), _lengths):
-        sizes = size(columns)
-        columns = columns / torch.where(sizes > 0, sizes, torch.ones_like(sizes))
+        sizes = size(columns).to(columns.dtype)
+        columns = columns / torch.where(sizes > 0, sizes, 1.0)
     return columns
 
 
 def _lengths(columns: Tensor) -> Tensor:
-    return torch.linalg.vector_norm(columns, dim=-2, keepdim=True)
+    """Euclidean lengths of the columns in double precision; no square over- or underflows."""
+    largest = columns.abs().amax(-2, keepdim=True)
+    unit = torch.where(largest > 0, largest, 1.0)
+    lengths = torch.linalg.vector_norm(columns / unit, dim=-2, keepdim=True, dtype=torch.float64)
+    return lengths * unit.double()
 
 
 def principal_angles(first: Tensor, second: Tensor, common: Tensor | None = None) -> Tensor:

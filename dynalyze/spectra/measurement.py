@@ -15,10 +15,12 @@ from dynalyze.spectra.low_rank import (
     Reference,
     change_core,
     entry_scale,
+    frobenius_norm,
     full_vectors,
     leading_part,
     principal_angles,
     repaired,
+    rounding_of_change,
 )
 from dynalyze.spectra.options import RecordOptions
 from dynalyze.spectra.rank_measures import effective_rank_bounds
@@ -61,15 +63,18 @@ def measure(
         Leading directions now.
     """
     left, right = references[0].reduce(pair[0]), references[1].reduce(pair[1])
-    core = change_core(left.expand(n_heads), right.expand(n_heads))
+    left, right = left.expand(n_heads), right.expand(n_heads)
+    core, rounding = change_core(left, right), rounding_of_change(left, right)
     scale = entry_scale(core)
     finite = scale.isfinite()
-    core, scale = torch.where(finite, core, 0.0), torch.where(finite, scale, 1.0)
+    moved = finite & (frobenius_norm(core / scale, scale) > rounding)[:, None, None]
+    core, scale = torch.where(moved, core, 0.0), torch.where(moved, scale, 1.0)
     n_wanted = None if options.spectrum == "full" else options.n_values
     leading = leading_part(core, n_wanted, options.n_directions, scale, repair=False)
     if repair is not None:
         leading = repaired(leading, core, scale, repair.to(core.device))
-    n_alive = (leading.values > options.rank_rtol * leading.values[:, :1]).sum(-1)
+    least = torch.maximum(options.rank_rtol * leading.values[:, :1], rounding[:, None])
+    n_alive = (leading.values > least).sum(-1)
     r = options.n_directions
     angles = torch.full((n_heads, 2 * r), torch.nan, dtype=torch.float64, device=core.device)
     directions = None
