@@ -39,7 +39,6 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     shared_arguments.add_flow(parser)
     shared_arguments.add_threshold(parser)
     output.add_output(parser)
-    output.add_json(parser)
     parser.set_defaults(run=run)
 
 

@@ -14,18 +14,15 @@ from dynalyze.cli.console import show
 from dynalyze.errors import InvalidInputError, SavedFileError
 
 
-def add_output(parser: argparse.ArgumentParser, what: str = "") -> None:
-    """Declare ``--out`` (if there is a `what` to save), ``--plot`` and ``--quiet``."""
+def add_output(parser: argparse.ArgumentParser, what: str = "", *, json: bool = True) -> None:
+    """Declare ``--out`` (if there is a `what` to save), ``--plot``, ``--quiet`` and ``--json``."""
     group = parser.add_argument_group("output")
     if what:
         group.add_argument("--out", metavar="FILE.npz", help=f"save the {what}, to be loaded again")
     group.add_argument("--plot", metavar="FILE", help="write a figure (.png, .pdf, .svg)")
     group.add_argument("--quiet", action="store_true", help="no progress bar")
-
-
-def add_json(parser: argparse.ArgumentParser) -> None:
-    """Declare ``--json``."""
-    parser.add_argument("--json", action="store_true", help="print JSON instead of the table")
+    if json:
+        group.add_argument("--json", action="store_true", help="print JSON instead of the table")
 
 
 def check_output(arguments: argparse.Namespace) -> None:

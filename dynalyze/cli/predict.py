@@ -32,7 +32,6 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         help="stop at the end of the first stage after S seconds",
     )
     output.add_output(parser, "prediction")
-    output.add_json(parser)
     parser.set_defaults(run=run)
 
 

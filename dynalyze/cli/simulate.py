@@ -34,7 +34,6 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     budget.add_argument("--max-seconds", type=float, metavar="S", help="stop after S seconds")
     shared_arguments.add_threshold(parser)
     output.add_output(parser, "trajectory")
-    output.add_json(parser)
     parser.set_defaults(run=run)
 
 

@@ -54,7 +54,6 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "(default: %(default)s)",
     )
     output.add_output(parser, "spectra")
-    output.add_json(parser)
     parser.set_defaults(run=run)
 
 

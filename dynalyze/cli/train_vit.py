@@ -99,7 +99,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     running.add_argument(
         "--max-seconds", type=shared_arguments.seconds, metavar="S", help="stop after S seconds"
     )
-    output.add_output(parser, "run")
+    output.add_output(parser, "run", json=False)
     parser.set_defaults(run=run)
 
 

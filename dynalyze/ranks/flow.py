@@ -23,7 +23,7 @@ from dynalyze.models.torch.loss import SampleLoss
 from dynalyze.training.batches import Batch
 from dynalyze.training.engine import Engine, chunk_near_caches
 from dynalyze.training.graded import Grading
-from dynalyze.training.heads import FullHead
+from dynalyze.training.heads import FullHead, check_full_head
 from dynalyze.training.recorded import RecordedRun, run_schema
 from dynalyze.training.trainable import Weights, as_trainable, checked_samples
 
@@ -106,11 +106,7 @@ def simulate(
     FlowError
         If the integrator fails.
     """
-    if not isinstance(head, FullHead):
-        raise InvalidInputError(
-            f"head is of type {type(head).__name__}: for products of diagonal weights use "
-            "dynalyze.simulate, which works in log coordinates"
-        )
+    check_full_head(head, "dynalyze.simulate, which works in log coordinates")
     if method not in ("auto", *METHODS):
         raise InvalidInputError(
             f"method={method!r} is not known: choose 'auto' or one of "

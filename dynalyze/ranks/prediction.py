@@ -24,12 +24,11 @@ from dynalyze._core.plain import plain
 from dynalyze._core.products import PRODUCTS
 from dynalyze._core.pytorch import torch
 from dynalyze._core.status import Status
-from dynalyze.errors import InvalidInputError
 from dynalyze.models.torch.loss import SampleLoss
 from dynalyze.models.torch.model import TorchModel
 from dynalyze.models.torch.network import Function
 from dynalyze.ranks.limits import end_of_flow
-from dynalyze.training.heads import FullHead
+from dynalyze.training.heads import FullHead, check_full_head
 
 _ONSET = 1e-5  # of the scale of a product, with which a new column starts
 _VANISHED = 1e-4  # singular value, relative to the largest, that counts as a lost rank
@@ -110,11 +109,7 @@ def predict_rank_steps(
     pair by coordinate (eqs. (8)–(10) of arXiv 2306.07042) and not in sorted order. A rank that is
     lost in a transition ends the recursion, because what becomes of it is not derived.
     """
-    if not isinstance(head, FullHead):
-        raise InvalidInputError(
-            f"head is of type {type(head).__name__}: for products of diagonal weights use "
-            "dynalyze.predict_stages"
-        )
+    check_full_head(head, "dynalyze.predict_stages")
     return _Recursion(head, data, loss).run(max_steps, field_rtol)
 
 

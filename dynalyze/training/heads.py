@@ -4,6 +4,7 @@ import numpy as np
 
 from dynalyze._core.arrays import ArrayLike, Data
 from dynalyze._core.pytorch import torch
+from dynalyze.errors import InvalidInputError
 from dynalyze.models.attention_head import AttentionHead
 from dynalyze.models.data import as_generator, as_positive_int
 from dynalyze.models.torch.loss import SampleLoss
@@ -125,6 +126,15 @@ class FullHead(torch.nn.Module):
             return torch.softmax(logits, -1) @ x @ (self.w_v @ self.w_o.mT)
         logits = (x @ self.w_k) @ (x @ self.w_q).mT
         return torch.softmax(logits, -1) @ (x @ self.w_v) @ self.w_o.mT
+
+
+def check_full_head(head: object, otherwise: str) -> None:
+    """Raise InvalidInputError unless `head` is a `FullHead`; the message says what to use."""
+    if not isinstance(head, FullHead):
+        raise InvalidInputError(
+            f"head is of type {type(head).__name__}: for products of diagonal weights use "
+            f"{otherwise}"
+        )
 
 
 def _draw(

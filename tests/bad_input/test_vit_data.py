@@ -245,17 +245,17 @@ def test_ranks_share_the_batches_of_one_process(tmp_path: Path, source: str, n_r
     alone = list(batches(data.train, order, 4, seed=(1, 2)))
     later = list(batches(data.train, order, 4, first=1, seed=(1, 2)))
     for a, b in zip(alone[1:], later, strict=True):
-        torch.testing.assert_close(a.images, b.images)
+        torch.testing.assert_close(a.inputs, b.inputs)
     shares = [
         list(batches(data.train, order, 4, seed=(1, 2), rank=r, n_ranks=n_ranks))
         for r in range(n_ranks)
     ]
     for number, whole in enumerate(alone):
-        parts = [s[number] for s in shares if s[number].weight]
-        torch.testing.assert_close(torch.cat([p.images for p in parts]), whole.images)
-        torch.testing.assert_close(torch.cat([p.labels for p in parts]), whole.labels)
+        parts = [s[number] for s in shares if every(s[number].targets >= 0)]
+        torch.testing.assert_close(torch.cat([p.inputs for p in parts]), whole.inputs)
+        torch.testing.assert_close(torch.cat([p.targets for p in parts]), whole.targets)
         assert {s[number].size for s in shares} == {whole.size}
-        assert every(len(s[number].images) for s in shares)
+        assert every(len(s[number].inputs) for s in shares)
 
 
 def test_augmentation_shifts_and_reflects(tmp_path: Path) -> None:

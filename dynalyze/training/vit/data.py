@@ -6,7 +6,7 @@ import tarfile
 from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -65,32 +65,34 @@ def cifar(path: str | os.PathLike[str], *, augment: bool = True) -> VisionData:
     """
     files = _cifar_files(Path(path))
     for name, training, testing, n_classes, read in _VERSIONS:
-        if testing in files:
-            missing = [file for file in training if file not in files]
-            if missing:
-                raise SavedFileError(f"{path} lacks {', '.join(missing)} of {name}: unpack again.")
-            loaded = [read(f"{path}: {file}", files[file](), n_classes) for file in training]
-            sizes = [len(labels) for _, labels in loaded]
-            if len(set(sizes)) > 1:
-                raise SavedFileError(
-                    f"{path}: the training batches of {name} hold {sizes} images, and should hold "
-                    "the same number each: a file is truncated. Unpack again."
-                )
-            train = ArrayImages(
-                torch.from_numpy(np.concatenate([images for images, _ in loaded])),
-                np.concatenate([labels for _, labels in loaded]),
+        if testing not in files:
+            continue
+        missing = [file for file in training if file not in files]
+        if missing:
+            raise SavedFileError(f"{path} lacks {', '.join(missing)} of {name}: unpack again.")
+        *parts, test = [
+            ArrayImages(*read(f"{path}: {file}", files[file], n_classes))
+            for file in (*training, testing)
+        ]
+        sizes = [len(part.labels) for part in parts]
+        if len(set(sizes)) > 1:
+            raise SavedFileError(
+                f"{path}: the training batches of {name} hold {sizes} images, and should hold "
+                "the same number each: a file is truncated. Unpack again."
             )
-            images, labels = read(f"{path}: {testing}", files[testing](), n_classes)
-            # As published: 10,000 test images, and as many in each of the five batches of
-            # CIFAR-10 or five times as many in the one of CIFAR-100.
-            if len(train.labels) != 5 * len(labels):
-                raise SavedFileError(
-                    f"{path}: {testing} of {name} holds {len(labels)} images and the training set "
-                    f"{len(train.labels)}, which should be five times as many: a file is "
-                    "truncated. Unpack again."
-                )
-            test = ArrayImages(torch.from_numpy(images), labels)
-            return _in_memory(name, train, test, n_classes, augment=augment)
+        # As published: 10,000 test images, and as many in each of the five batches of
+        # CIFAR-10 or five times as many in the one of CIFAR-100.
+        if sum(sizes) != 5 * len(test.labels):
+            raise SavedFileError(
+                f"{path}: {testing} of {name} holds {len(test.labels)} images and the training set "
+                f"{sum(sizes)}, which should be five times as many: a file is truncated. Unpack "
+                "again."
+            )
+        train = ArrayImages(
+            torch.cat([part.images for part in parts]),
+            np.concatenate([part.labels for part in parts]),
+        )
+        return _in_memory(name, train, test, n_classes, augment=augment)
     raise InvalidInputError(
         f"{path} holds none of the published versions of CIFAR (files data_batch_1 … test_batch, "
         "train and test, or the same ending in .bin): give the archive or the folder it unpacks to."
@@ -164,10 +166,7 @@ def _in_memory(
     return VisionData(name, train, test, n_classes, mean, deviation, augment)
 
 
-Reader = Callable[[str, bytes, int], tuple["np.ndarray[Any, np.dtype[np.uint8]]", IntArray]]
-
-
-def _read_binary(name: str, content: bytes, n_classes: int) -> tuple[Any, IntArray]:
+def _read_binary(name: str, content: bytes, n_classes: int) -> tuple[torch.Tensor, IntArray]:
     """Records of one label byte (CIFAR-100: coarse, then fine) and 3072 bytes of pixels."""
     record = _PIXELS + (1 if n_classes == 10 else 2)
     if not content or len(content) % record:
@@ -179,7 +178,7 @@ def _read_binary(name: str, content: bytes, n_classes: int) -> tuple[Any, IntArr
     return _checked(name, rows[:, record - _PIXELS :], rows[:, record - _PIXELS - 1], n_classes)
 
 
-def _read_python(name: str, content: bytes, n_classes: int) -> tuple[Any, IntArray]:
+def _read_python(name: str, content: bytes, n_classes: int) -> tuple[torch.Tensor, IntArray]:
     try:
         batch = _ArraysOnly(BytesIO(content), encoding="bytes").load()
         data = batch[b"data"]
@@ -196,7 +195,7 @@ def _read_python(name: str, content: bytes, n_classes: int) -> tuple[Any, IntArr
         ) from error
 
 
-def _checked(name: str, pixels: Any, labels: Any, n_classes: int) -> tuple[Any, IntArray]:
+def _checked(name: str, pixels: Any, labels: Any, n_classes: int) -> tuple[torch.Tensor, IntArray]:
     if pixels.ndim != 2 or pixels.shape[1] != _PIXELS or len(pixels) != len(labels):
         raise SavedFileError(
             f"{name} holds {len(labels)} labels and pixels of shape {pixels.shape}, not "
@@ -208,7 +207,7 @@ def _checked(name: str, pixels: Any, labels: Any, n_classes: int) -> tuple[Any, 
             f"{name} holds labels {numbers.min()} … {numbers.max()}, and there are {n_classes} "
             "classes: it is damaged, or of the other CIFAR."
         )
-    return np.ascontiguousarray(pixels).reshape(-1, 3, _SIDE, _SIDE), numbers
+    return torch.tensor(pixels).view(-1, 3, _SIDE, _SIDE), numbers
 
 
 class _ArraysOnly(pickle.Unpickler):
@@ -232,45 +231,38 @@ def _encode(text: str, encoding: bytes | str) -> bytes:
     return text.encode("latin1" if encoding in (b"latin1", "latin1") else "ascii")
 
 
+_Reader: TypeAlias = Callable[[str, bytes, int], tuple[torch.Tensor, IntArray]]
 _TEN = tuple(f"data_batch_{i}" for i in range(1, 6))
-_VERSIONS: tuple[tuple[str, tuple[str, ...], str, int, Reader], ...] = (
+_VERSIONS: tuple[tuple[str, tuple[str, ...], str, int, _Reader], ...] = (
     ("CIFAR-10", _TEN, "test_batch", 10, _read_python),
     ("CIFAR-10", tuple(f"{name}.bin" for name in _TEN), "test_batch.bin", 10, _read_binary),
     ("CIFAR-100", ("train",), "test", 100, _read_python),
     ("CIFAR-100", ("train.bin",), "test.bin", 100, _read_binary),
 )
-_FOLDERS = (
-    "cifar-10-batches-py",
-    "cifar-10-batches-bin",
-    "cifar-100-python",
-    "cifar-100-binary",
-)
+_FILES = {file for _, training, testing, *_ in _VERSIONS for file in (*training, testing)}
+_FOLDERS = "cifar-10-batches-py", "cifar-10-batches-bin", "cifar-100-python", "cifar-100-binary"
 
 
-def _cifar_files(path: Path) -> dict[str, Callable[[], bytes]]:
-    """Name of each file at `path` and how to read it; archives are read without unpacking."""
+def _cifar_files(path: Path) -> dict[str, bytes]:
+    """Contents of the published files at `path`; archives are read without unpacking."""
     if path.is_dir():
         inside = next((path / name for name in _FOLDERS if (path / name).is_dir()), path)
-        return {file.name: file.read_bytes for file in inside.iterdir() if file.is_file()}
+        found = (inside / name for name in _FILES)
+        return {file.name: file.read_bytes() for file in found if file.is_file()}
     if not path.is_file():
         raise InvalidInputError(
             f"there is no file or folder {path}: give the archive or the folder it unpacks to."
         )
+    contents = {}
     try:
         with tarfile.open(path) as archive:
-            members = {
-                Path(member.name).name: _extracted(archive, member)
-                for member in archive.getmembers()
-                if member.isfile()
-            }
+            for member in archive:
+                name, file = Path(member.name).name, archive.extractfile(member)
+                if name in _FILES and file is not None:
+                    contents[name] = file.read()
     except (tarfile.TarError, OSError, EOFError) as error:
         raise SavedFileError(
             f"{path} cannot be read as an archive ({error}): it is truncated or damaged. Download "
             "it again."
         ) from error
-    return {name: content.__bytes__ for name, content in members.items()}
-
-
-def _extracted(archive: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
-    file = archive.extractfile(member)
-    return b"" if file is None else file.read()
+    return contents

@@ -12,6 +12,9 @@ from dynalyze._core.arrays import FloatArray, IntArray
 from dynalyze._core.pytorch import torch
 from dynalyze.errors import SavedFileError
 from dynalyze.models.torch.data import fingerprint
+from dynalyze.training.batches import Batch
+
+_IGNORED = -100  # label that PyTorch's cross_entropy leaves out, and no class
 
 
 class Images(Protocol):
@@ -162,16 +165,6 @@ def _random_crop(extent: tuple[int, int], rng: np.random.Generator) -> Box:
     return _centre(extent, min(extent))
 
 
-@dataclass(frozen=True)
-class Batch:
-    """What one rank gets of one step's images."""
-
-    images: torch.Tensor  # (B, C, H, W), uint8
-    labels: torch.Tensor  # (B,)
-    weight: float  # 1, or 0 where this rank has no share
-    size: int  # images of this step over all ranks
-
-
 def epoch_order(n_images: int, seed: int, epoch: int) -> IntArray:
     """Random order of an epoch, a function of the seed and the epoch alone."""
     return np.random.default_rng([seed, epoch, 0]).permutation(n_images)
@@ -188,6 +181,8 @@ def batches(
     n_ranks: int = 1,
 ) -> Iterator[Batch]:
     """Batches `first`, first + 1, … of an epoch, each read while the one before is used.
+
+    Their inputs are images, uint8 of shape (B, C, H, W), and their targets labels, (B,).
 
     Parameters
     ----------
@@ -210,13 +205,14 @@ def batches(
         chosen = order[number * batch_size : (number + 1) * batch_size]
         size = len(chosen)
         mine = slice(size * rank // n_ranks, size * (rank + 1) // n_ranks)
-        weight = 1.0
-        if mine.start == mine.stop:
-            # Every rank takes part in every step; one without a share counts for nothing.
-            mine, weight = slice(0, 1), 0.0
+        empty = mine.start == mine.stop
+        if empty:
+            mine = slice(0, 1)  # every rank takes part in every step
         rng = None if seed is None else np.random.default_rng([*seed, number])
         labels = torch.from_numpy(images.labels[chosen[mine]])
-        return Batch(images.load(chosen, rng, mine), labels, weight, size)
+        if empty:
+            labels = torch.full_like(labels, _IGNORED)
+        return Batch(images.load(chosen, rng, mine), labels, size)
 
     n_batches = -(-len(order) // batch_size)
     with ThreadPoolExecutor(1) as ahead:

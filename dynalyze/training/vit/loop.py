@@ -15,11 +15,12 @@ from dynalyze._core.status import Status
 from dynalyze.spectra.history import SpectraHistory
 from dynalyze.spectra.stored_weights import open_checkpoint
 from dynalyze.spectra.tracker import Tracker, track
+from dynalyze.training.batches import Batch
 from dynalyze.training.checkpoints import write_weights
 from dynalyze.training.distributed import default_device
 from dynalyze.training.identity import describe
 from dynalyze.training.loop import Loop
-from dynalyze.training.vit.images import Batch, Images, VisionData, batches, epoch_order
+from dynalyze.training.vit.images import Images, VisionData, batches, epoch_order
 from dynalyze.training.vit.model import VisionTransformer, ViTShape
 from dynalyze.training.vit.options import VisionTraining, ViTOptions
 from dynalyze.training.vit.result import ViTRun
@@ -124,19 +125,15 @@ class VisionLoop(Loop):
         lr = self.options.lr_at(self.step, self.steps_per_epoch)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
-        images = self._normalized(batch.images)
-        labels = batch.labels.to(self.device, non_blocking=True)
-        with self.options.autocast(self.device):
-            logits = self.forward(images)
-        losses = torch.nn.functional.cross_entropy(logits.float(), labels, reduction="sum")
-        share = losses * (batch.weight / batch.size)
+        losses, _ = self._losses_and_logits(self.forward, batch)
+        share = losses / batch.size
         self.optimizer.zero_grad(set_to_none=True)
         # DDP averages over the processes what is to be summed.
         self.scaler.scale(share * self.n_ranks).backward()  # type: ignore[no-untyped-call]
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.step += 1
-        self.loss_sum += losses.detach().double() * batch.weight
+        self.loss_sum += losses.detach().double()
         if self.step % self.track_options["every"] == 0 and not self._sound():
             self.status = Status.DIVERGED
         elif self.tracker is not None:
@@ -186,20 +183,23 @@ class VisionLoop(Loop):
             images, np.arange(len(images.labels)), self.options.batch_size, rank=self.rank,
             n_ranks=self.n_ranks,
         ):  # fmt: skip
-            with self.options.autocast(self.device):
-                logits = self.model(self._normalized(batch.images)).float()
-            labels = batch.labels.to(self.device)
-            losses = torch.nn.functional.cross_entropy(logits, labels, reduction="sum")
-            right = (logits.argmax(1) == labels).sum()
-            totals += batch.weight * torch.stack([losses.double(), right.double()])
+            losses, logits = self._losses_and_logits(self.model, batch)
+            right = (logits.argmax(1) == batch.targets.to(self.device)).sum()
+            totals += torch.stack([losses.double(), right.double()])
         loss, right = (all_reduce(totals) / len(images.labels)).tolist()
         return loss, right
 
-    def _normalized(self, images: torch.Tensor) -> torch.Tensor:
-        if self.device.type == "cuda":
-            images = images.pin_memory()
+    def _losses_and_logits(
+        self, model: torch.nn.Module, batch: Batch
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Sum of this rank's cross-entropies, and the logits, (B, n_classes)."""
+        images = batch.inputs.pin_memory() if self.device.type == "cuda" else batch.inputs
         pixels = images.to(self.device, non_blocking=True).float() / 255
-        return (pixels - self._mean) / self._deviation
+        labels = batch.targets.to(self.device, non_blocking=True)
+        with self.options.autocast(self.device):
+            logits = model((pixels - self._mean) / self._deviation)
+        logits = logits.float()
+        return torch.nn.functional.cross_entropy(logits, labels, reduction="sum"), logits
 
     def _sound(self) -> bool:
         return all(bool((w.abs() < _HUGE).all()) for w in self.model.parameters())
