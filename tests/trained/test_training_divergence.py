@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from dynalyze import Initialization
-from dynalyze.errors import DynalyzeWarning, InvalidInputError
-from dynalyze.training import DiagonalHead, FullHead, LearningRateWarning, train, train_many
+from dynalyze.errors import DynalyzeWarning, InvalidInputError, LearningRateWarning
+from dynalyze.training import DiagonalHead, FullHead, train, train_many
 
 D = 3
 X = np.random.default_rng(0).standard_normal((60, 4, D))
