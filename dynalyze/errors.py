@@ -95,4 +95,4 @@ class UncountedStepsWarning(DynalyzeWarning):
 
 
 class AttentionLeftOutWarning(DynalyzeWarning):
-    """Modules that have heads are not recognised as attention, and so not among the layers."""
+    """Modules that look like attention are not recognised, and so not among the layers."""

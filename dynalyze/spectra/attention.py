@@ -1,6 +1,6 @@
 """Finding the attention layers of a model, and the factors of their products."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any, TypeVar
@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from dynalyze._core.warn import warn
 from dynalyze.errors import AttentionLeftOutWarning, InvalidInputError
 from dynalyze.spectra.confirmation import confirmed
-from dynalyze.spectra.recognition import Candidate, Layouts, has_heads, recognise, resolve
+from dynalyze.spectra.layouts import AttentionLayout
+from dynalyze.spectra.recognition import Candidate, Layouts, looks_like_attention, recognise, resolve
 from dynalyze.spectra.sources import AttentionSource, Lookup, expand_heads
 
 Layer = TypeVar("Layer", AttentionSource, Candidate)
@@ -80,7 +81,7 @@ def attention_products(
     UnconfirmedLayoutWarning
         If a module could not be called, or refutes the layout that was declared for it.
     AttentionLeftOutWarning
-        If other modules have heads and are not recognised.
+        If other modules look like attention and are not recognised.
     """
     lookup = model_lookup(model)
     products = []
@@ -123,7 +124,7 @@ def find_sources(
             f"model={type(model).__name__} must be a torch.nn.Module: for saved weights use "
             "track_checkpoints"
         )
-    found = tuple(_walk(model, "", layouts or {}))
+    found = tuple(_walk(model, "", _checked(layouts)))
     if not found:
         raise InvalidInputError(
             f"no attention layer was recognised in {type(model).__name__}: say where its "
@@ -135,21 +136,36 @@ def find_sources(
     return confirmed(model, select_layers(found, layers), inputs)
 
 
+def _checked(layouts: Any) -> Layouts:
+    if layouts is None:
+        return {}
+    is_layouts = isinstance(layouts, Mapping) and all(
+        isinstance(key, str | type) and isinstance(layout, AttentionLayout)
+        for key, layout in layouts.items()
+    )
+    if not is_layouts:
+        raise InvalidInputError(
+            f"layouts={layouts!r} must map classes of modules, or patterns for their names, to "
+            "AttentionLayout, as in layouts={MyAttention: AttentionLayout(...)}"
+        )
+    return layouts  # type: ignore[no-any-return]
+
+
 def _announce_left_out(model: nn.Module, found: Sequence[Candidate]) -> None:
     names = [candidate.name for candidate in found]
     left = [
         (name, module)
         for name, module in model.named_modules()
         if name
-        and has_heads(module)
+        and looks_like_attention(module)
         and not any(f"{other}.".startswith(f"{name}.") for other in names)
         and not any(f"{name}.".startswith(f"{other}.") for other in names)
     ]
     if left:
         name, module = left[0]
         warn(
-            f"{len(left)} modules that have heads are not recognised as attention and left out, "
-            f"the first being {name!r} ({type(module).__name__}): name the layers wanted in "
+            f"{len(left)} modules that have heads or are called attention are not recognised as "
+            f"softmax attention and left out, the first being {name!r} ({type(module).__name__}): name the layers wanted in "
             "layers=, or say in layouts= where these keep their weights, if they have W_Q, W_K, "
             "W_V and W_O.",
             AttentionLeftOutWarning,
@@ -162,7 +178,12 @@ def select_layers(
     """Sources or candidates whose layer matches one of the patterns."""
     if layers is None:
         return tuple(sources)
-    patterns = (layers,) if isinstance(layers, str) else tuple(layers)
+    patterns = [layers] if isinstance(layers, str) else layers
+    if not isinstance(patterns, Sequence) or not all(isinstance(p, str) for p in patterns):
+        raise InvalidInputError(
+            f"layers={layers!r} must be a name or pattern of layers, or a list of such, as in "
+            'layers="encoder.*"'
+        )
     chosen = tuple(s for s in sources if any(fnmatchcase(s.layer, p) for p in patterns))
     if not chosen:
         names = ", ".join(source.layer for source in sources)

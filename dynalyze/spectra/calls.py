@@ -18,7 +18,7 @@ _MEMORY = (
     "key_value_states", "x_kv", "keys", "values",
 )  # fmt: skip
 _SIZES = ("feat_size", "size", "hw", "hw_shape", "spatial_shape", "input_size", "input_dimensions")
-_CACHES = ("past_key_values", "past_key_value", "layer_past", "cache_position")
+_CACHES = ("past_key_values", "past_key_value", "layer_past", "cache_position", "cache")
 
 
 @dataclass(frozen=True)

@@ -105,6 +105,13 @@ BUILT_IN: tuple[AttentionLayout, ...] = (
     # Hugging Face: Llama and most decoders, ViT; CLIP, BART, OPT
     _apart("q_proj", "k_proj", "v_proj", "o_proj"),
     _apart("q_proj", "k_proj", "v_proj", "out_proj"),
+    # Qwen3-Next: each head's queries, then its gate
+    AttentionLayout(
+        WeightSlice("q_proj.weight", 0, 2, per_head=True),
+        "k_proj.weight",
+        "v_proj.weight",
+        "o_proj.weight",
+    ),
     # GPT-2 (Conv1D) and nanoGPT (Linear); the cross attention of GPT-2
     AttentionLayout(
         "q_attn.weight",

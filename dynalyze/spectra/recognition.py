@@ -142,11 +142,16 @@ def _count_heads(module: nn.Module, layout: AttentionLayout) -> int | None:
     return None
 
 
-def has_heads(module: nn.Module) -> bool:
-    """Whether a module says itself that it has more than one head, and holds matrices."""
-    counts = (vars(module).get(name) for name in HEAD_COUNT_NAMES)
+def looks_like_attention(module: nn.Module) -> bool:
+    """Whether a module holds matrices, and says that it has heads or is called attention.
+
+    Numbers of heads have many names beside those that layouts go by, such as ``num_v_heads`` of
+    linear attention.
+    """
+    counts = (value for name, value in vars(module).items() if re.search("heads?$", name))
     several = any(isinstance(n, int) and n > 1 for n in counts)
-    return several and sum(weight.ndim >= 2 for weight in module.parameters()) >= 2
+    called = re.search("(Attention|Attn)$", type(module).__name__) is not None
+    return (several or called) and sum(weight.ndim >= 2 for weight in module.parameters()) >= 2
 
 
 def _stored(

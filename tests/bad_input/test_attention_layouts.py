@@ -154,16 +154,38 @@ def test_a_module_that_cannot_be_called_is_announced_and_inputs_confirm_it() -> 
     assert history.notes == ("",)
 
 
-def test_modules_with_heads_that_are_not_recognised_are_announced() -> None:
-    class Mixer(nn.Module):
+@pytest.mark.parametrize("count", ["num_heads", "num_v_heads", "n_mamba_heads", "nhead", None])
+def test_modules_that_look_like_attention_and_are_not_recognised_are_announced(
+    count: str | None,
+) -> None:
+    class LinearAttention(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.num_heads, self.a, self.b = 2, nn.Linear(4, 4), nn.Linear(4, 4)
+            self.a, self.b, self.head_dim = nn.Linear(4, 4), nn.Linear(4, 4), 2
 
-    model: Any = nn.Sequential(Fused(), Mixer())
-    with pytest.warns(AttentionLeftOutWarning, match=r"1 modules .* '1' \(Mixer\)"):
+    class Mixer(LinearAttention):
+        pass
+
+    left: Any = Mixer() if count else LinearAttention()
+    if count:
+        setattr(left, count, 2)
+    model: Any = nn.Sequential(Fused(), left)
+    with pytest.warns(AttentionLeftOutWarning, match=r"1 modules .* '1' \((Mixer|LinearAtt)"):
         spectra.attention_products(model)
     spectra.attention_products(model, layers="0")
+    spectra.attention_products(nn.Sequential(Fused(), Mixer()))
+
+
+@pytest.mark.parametrize("layers", [3, [1], b"0", {"0": 1}])
+def test_layers_that_are_no_patterns_are_refused_in_words(layers: Any) -> None:
+    with pytest.raises(InvalidInputError, match=r"layers=.* must be a name or pattern of layers"):
+        spectra.track(nn.Sequential(Fused()), layers=layers)
+
+
+@pytest.mark.parametrize("layouts", [3, [1], {Fused: "qkv"}, {3: None}, "mixer"])
+def test_layouts_that_are_no_mapping_of_modules_are_refused_in_words(layouts: Any) -> None:
+    with pytest.raises(InvalidInputError, match=r"layouts=.* must map classes of modules"):
+        spectra.track(nn.Sequential(Fused()), layouts=layouts)
 
 
 def test_layers_of_one_class_whose_private_settings_or_buffers_differ_are_asked_each() -> None:

@@ -93,7 +93,15 @@ _SEQ2SEQ = {
 # The default implementation multiplies in single precision only.
 _EAGER = {"experts_implementation": "eager"}
 _EXPERTS = {"num_local_experts": 2, "num_experts_per_tok": 1, **_EAGER}
+_LINEAR = {
+    "linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 8,
+    "linear_value_head_dim": 8, "pad_token_id": 0, "eos_token_id": 1,
+}  # fmt: skip
+_HYBRID = {**_GROUPED, "num_hidden_layers": 4}
+_XLM = {"emb_dim": 32, "n_layers": 2, "n_heads": 4, "n_words": 40, "vocab_size": 40}
 HUGGING_FACE: dict[str, tuple[dict[str, Any], int, str]] = {
+    "XLM": (_XLM, 2, ""),
+    "OlmoHybrid": ({**_HYBRID, **_LINEAR}, 1, NORM),
     "GPTBigCode": ({**_GPT, "multi_query": False}, 2, ""),
     "GPT2": (_GPT, 2, ""),
     "Llama": (_GROUPED, 2, ROTARY),
@@ -145,6 +153,11 @@ HUGGING_FACE: dict[str, tuple[dict[str, Any], int, str]] = {
     "Glm": ({**_GROUPED, "head_dim": 8, "pad_token_id": 0}, 2, ROTARY),
     "GptOss": ({**_GROUPED, **_EXPERTS, "head_dim": 8}, 2, ROTARY),
     "ModernBert": ({**_TEXT, "pad_token_id": 0}, 2, ROTARY),
+    "Flaubert": (_XLM, 2, ""),
+    "Qwen3Next": (
+        {**_HYBRID, **_LINEAR, **_EAGER, "head_dim": 8, "num_experts": 2, "num_experts_per_tok": 1,
+         "moe_intermediate_size": 16, "shared_expert_intermediate_size": 16}, 1, "V W_O",
+    ),
     "BioGpt": (_TEXT, 2, ""),
     "Esm": ({**_TEXT, "pad_token_id": 0}, 2, ""),
     "DeiT": (_IMAGE, 2, ""),
@@ -159,7 +172,7 @@ HUGGING_FACE: dict[str, tuple[dict[str, Any], int, str]] = {
          "image_size": 16, "patch_size": 2}, 2, COSINE,
     ),
 }  # fmt: skip
-_QUICK_CONFIGS = 12
+_QUICK_CONFIGS = 14
 
 
 def _timm(name: str) -> tuple[nn.Module, dict[str, Any]]:
