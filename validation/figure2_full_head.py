@@ -99,7 +99,7 @@ def diagonal_gains(prediction: StagePrediction) -> dict[Step, float]:
     gains: dict[Step, float] = {}
     ranks = dict.fromkeys(PRODUCTS.values(), 0)
     for i, T in zip(prediction.coordinates.tolist(), prediction.times, strict=True):
-        product = PRODUCTS[prediction.name(i).rsplit("[", 1)[0]]
+        product = PRODUCTS[prediction.product_names[i].rsplit("[", 1)[0]]
         ranks[product] += 1
         gains[product, ranks[product]] = float(T) * _toy.FIGURE_PER_RESCALED
     return gains

@@ -23,7 +23,7 @@ def stage_table(prediction: StagePrediction) -> str:
         rows.append(
             [
                 k + 1,
-                f"`{prediction.name(i)}`",
+                f"`{prediction.product_names[i]}`",
                 f"{prediction.times[k]:.3f}",
                 f"{prediction.times[k] * np.log(10):.1f}",
                 f"{prediction.gaps[k] * np.log(10):.2g}",
@@ -51,7 +51,7 @@ def main() -> None:
             f"{p.losses[0]:.4f}",
             f"{p.n_stages} ({p.status})",
             ", ".join(f"{t * np.log(10):.0f}" for t in p.times[:8]),
-            " ".join(_short(p.name(i)) for i in p.coordinates[:8]),
+            " ".join(_short(p.product_names[i]) for i in p.coordinates[:8]),
             f"{p.stats.nfev} + {p.stats.nhcol}",
             f"{p.stats.seconds:.1f}",
         ]

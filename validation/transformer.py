@@ -46,7 +46,7 @@ def main() -> None:
         end = 1.1 * float(prediction.times[-1]) * init.log_inverse_alpha
         errors[log10_alpha] = compare(prediction, simulate(model, data, init, until=end))
     rows = [
-        [k + 1, f"`{leading.name(int(leading.coordinates[k]))}`", f"{leading.times[k]:.3f}"]
+        [k + 1, f"`{leading.product_names[leading.coordinates[k]]}`", f"{leading.times[k]:.3f}"]
         + ["–" if np.isnan(c.errors[k]) else f"{c.relative_errors[k]:.0e}" for c in errors.values()]
         for k in range(N_STAGES)
     ]

@@ -66,7 +66,7 @@ def _check_same_data(prediction: StagePrediction, run: MeasuredRun) -> None:
         rounding = np.append(0.0, prediction.zero_fields)
         same = np.abs(mine - theirs) <= _SAME_LOSS * np.abs(mine) + rounding
         where, i = "at θ = 0", int(np.argmin(same))
-        what = "the loss" if i == 0 else f"the field of {prediction.name(i - 1)}"
+        what = "the loss" if i == 0 else f"the field of {prediction.product_names[i - 1]}"
     else:
         start = run.theta[0]
         expected = prediction.losses[0] - prediction.fields[0] @ start
@@ -93,7 +93,7 @@ def _check_same_start(prediction: StagePrediction, run: MeasuredRun) -> None:
     i = int(np.argmax(apart))
     raise InvalidInputError(
         f"the prediction was made for other initial weights than the trajectory has, of "
-        f"{prediction.name(i)} (u0, v0) = ({mine.u0[i]:.6g}, {mine.v0[i]:.6g}) where the "
+        f"{prediction.product_names[i]} (u0, v0) = ({mine.u0[i]:.6g}, {mine.v0[i]:.6g}) where the "
         f"trajectory has ({theirs.u0[i]:.6g}, {theirs.v0[i]:.6g}): give predict_stages the "
         "trajectory's own init, or no init to compare with the leading order alone"
     )

@@ -35,7 +35,7 @@ def grows(objective: Objective, prediction: StagePrediction, rng: np.random.Gene
             True,
             float(sizes[first]),
             f"at θ = 0 products grow at rates up to |g| = {sizes[first]:.3g}, that of "
-            f"{prediction.name(first)}",
+            f"{prediction.product_names[first]}",
         )
     head = (
         f"every field counts as 0 at θ = 0 (largest |g| {sizes[first]:.1e}), so that no stage was "

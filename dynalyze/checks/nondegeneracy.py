@@ -19,7 +19,7 @@ InitialWeights = Initialization | tuple[FloatArray, FloatArray]
 def next_activation(prediction: StagePrediction, k: int) -> Activation | None:
     """The minimum of eq. (9) on plateau k, with its runner-up."""
     field, active = prediction.fields[k], prediction.theta[k] != 0
-    waits = time_until_active(prediction.b[k], field, active, zero=prediction.zero_fields)
+    waits = time_until_active(prediction.b[k], field, active, negligible=prediction.zero_fields)
     return activation(waits, field)
 
 
@@ -75,11 +75,12 @@ def _verdict(
     with np.errstate(divide="ignore", invalid="ignore"):
         told_apart = -np.inf if tied else float(-duration / np.float64(gap) / np.log(10))
     near = bool(told_apart < log10_alpha)
-    name, values = prediction.name(winner.coordinate), {"gap": gap, "log10_alpha": told_apart}
+    names, values = prediction.product_names, {"gap": gap, "log10_alpha": told_apart}
+    name = names[winner.coordinate]
     if winner.runner_up < 0:
         message = f"{name} is the only product that will ever activate"
     else:
-        other = prediction.name(winner.runner_up)
+        other = names[winner.runner_up]
         message = f"{name} comes next, {other} {gap:.3g} of rescaled time later ({relative:.1e})"
         if tied:
             message = (
@@ -101,7 +102,7 @@ def _verdict(
     for i in departed:
         field = abs(float(prediction.fields[k + 1, i])) / size
         values["departed_field"] = min(field, values.get("departed_field", np.inf))
-        message += f"; {prediction.name(i)} leaves with |g| = {field:.1e} of the largest at 0"
+        message += f"; {names[i]} leaves with |g| = {field:.1e} of the largest at 0"
         if field <= _NO_FIELD:
             stays_out = False
             message += ", which counts as 0: when it returns is not determined"

@@ -69,7 +69,7 @@ def _parts(comparison: Comparison) -> dict[str, Any]:
     prediction = comparison.prediction
     columns: dict[str, Any] = {
         "coordinate": prediction.coordinates,
-        "product": [prediction.name(int(i)) for i in prediction.coordinates],
+        "product": [prediction.product_names[i] for i in prediction.coordinates],
         "sign": prediction.signs,
         "outcome": [str(outcome) for outcome in comparison.outcomes],
         "measured": comparison.measured,
@@ -88,7 +88,7 @@ def _parts(comparison: Comparison) -> dict[str, Any]:
         ],
         "inversions": [asdict(inversion) for inversion in comparison.inversions],
         "extra": [
-            {"t": t, "coordinate": i, "product": prediction.name(int(i)), "sign": sign}
+            {"t": t, "coordinate": i, "product": prediction.product_names[i], "sign": sign}
             for t, i, sign in zip(
                 comparison.extra_times,
                 comparison.extra_coordinates,

@@ -164,6 +164,7 @@ class AttentionHeadObjective(CheckedObjective):
         self, model: AttentionHead, X: FloatArray, y: FloatArray, weight: FloatArray
     ) -> None:
         self._model = model
+        self.product_names = model.product_names
         self._X, self._y = kernels.sample_lanes(X), kernels.sample_lanes(y)
         n_blocks, n_tokens = self._X.shape[:2]
         self._weight = kernels.zeros(n_blocks)
@@ -171,24 +172,6 @@ class AttentionHeadObjective(CheckedObjective):
         self._gradient_work = 8.0 * X.size * n_tokens
         n_chunks = min(_LARGEST_CHUNKS, -(-n_blocks // _SMALLEST_CHUNK))
         self._bounds = np.linspace(0, n_blocks, n_chunks + 1).astype(np.int64)
-
-    @property
-    def n_products(self) -> int:
-        """Number of products, 2 d_model."""
-        return self._model.n_products
-
-    @property
-    def product_names(self) -> tuple[str, ...]:
-        """``W_K W_Q[i]`` for every i, then ``W_V W_O[i]``."""
-        return self._model.product_names
-
-    def value(self, theta: FloatArray) -> float:
-        """Loss L(θ); θ has shape (2 d_model,)."""
-        return self.value_and_field(theta)[0]
-
-    def field(self, theta: FloatArray) -> FloatArray:
-        """Field g(θ) = −∂L/∂θ of eq. (4), shape (2 d_model,)."""
-        return self.value_and_field(theta)[1]
 
     @np.errstate(over="ignore", invalid="ignore")
     def value_and_field(self, theta: FloatArray) -> tuple[float, FloatArray]:

@@ -56,35 +56,16 @@ class CountedObjective(CheckedObjective):
 
     def __init__(self, objective: Objective) -> None:
         self.objective = objective
+        self.product_names = objective.product_names
         self.compiled: bool = getattr(objective, "compiled", False)
+        self.is_quadratic: bool = getattr(objective, "is_quadratic", False)
+        self.field_units: FloatArray | None = getattr(objective, "field_units", None)
+        self.field_rounding: Callable[[FloatArray], FloatArray] | None = getattr(
+            objective, "field_rounding", None
+        )
         self.nfev = 0
         self.nhev = 0
         self.nhcol = 0
-
-    @property
-    def n_products(self) -> int:
-        """Number p of products."""
-        return self.objective.n_products
-
-    @property
-    def product_names(self) -> tuple[str, ...]:
-        """Readable name of each product; length p."""
-        return self.objective.product_names
-
-    @property
-    def field_units(self) -> FloatArray | None:
-        """Units of the fields where the objective knows them; shape (p,)."""
-        return getattr(self.objective, "field_units", None)
-
-    @property
-    def field_rounding(self) -> Callable[[FloatArray], FloatArray] | None:
-        """Rounding of the field where the objective knows it."""
-        return getattr(self.objective, "field_rounding", None)
-
-    @property
-    def is_quadratic(self) -> bool:
-        """Whether the loss is known to be quadratic in θ."""
-        return getattr(self.objective, "is_quadratic", False)
 
     def support_minimizer(self) -> SupportMinimizer:
         """Minimum of a quadratic loss on supports; evaluations of this objective are counted."""

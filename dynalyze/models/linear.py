@@ -112,11 +112,6 @@ class DiagonalLinearObjective(CheckedObjective):
     product_names: tuple[str, ...]  # p names
     is_quadratic = True
 
-    @property
-    def n_products(self) -> int:
-        """Number p of products."""
-        return self.X.shape[1]
-
     @cached_property
     def _lengths(self) -> FloatArray:
         """√(Σ_s w_s x_si²), shape (p,)."""
@@ -133,12 +128,8 @@ class DiagonalLinearObjective(CheckedObjective):
         """Loss at θ, shape (p,)."""
         return self._value_and_weighted_residual(theta)[0]
 
-    def field(self, theta: FloatArray) -> FloatArray:
-        """g(θ) = Σ_s w_s x_s (y_s − ⟨x_s, θ⟩), shape (p,)."""
-        return self.value_and_field(theta)[1]
-
     def value_and_field(self, theta: FloatArray) -> tuple[float, FloatArray]:
-        """Loss and field in two passes over the samples."""
+        """L(θ) and g(θ) = Σ_s w_s x_s (y_s − ⟨x_s, θ⟩), in two passes over the samples."""
         value, weighted = self._value_and_weighted_residual(theta)
         return value, weighted @ self.X
 

@@ -6,6 +6,7 @@ the loss as a function of the products θ = u ⊙ v alone. Flow, stages and chec
 nothing else of what is trained.
 """
 
+from abc import ABC, abstractmethod
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -55,10 +56,28 @@ class Objective(Protocol):
         """Columns ∂²L/∂θ∂θ_i for i in `indices`; shape (p, len(indices))."""
 
 
-class CheckedObjective:
+class CheckedObjective(ABC):
     """Base of the library's own objectives, whose shapes were checked where data were bound."""
 
     compiled = False
+    product_names: tuple[str, ...]
+
+    @property
+    def n_products(self) -> int:
+        """Number p of products."""
+        return len(self.product_names)
+
+    def value(self, theta: FloatArray) -> float:
+        """Loss L(θ); θ has shape (p,)."""
+        return self.value_and_field(theta)[0]
+
+    def field(self, theta: FloatArray) -> FloatArray:
+        """Field g(θ) = −∂L/∂θ of eq. (4), shape (p,)."""
+        return self.value_and_field(theta)[1]
+
+    @abstractmethod
+    def value_and_field(self, theta: FloatArray) -> tuple[float, FloatArray]:
+        """Return L(θ) and g(θ)."""
 
 
 def relative_field_units(objective: Objective) -> FloatArray:

@@ -32,8 +32,9 @@ class Plateaus(Protocol):
     def theta(self) -> FloatArray:
         """Products on each and after the last, (K + 1, p)."""
 
-    def name(self, i: int) -> str:
-        """Readable name of a product."""
+    @property
+    def product_names(self) -> tuple[str, ...]:
+        """Readable name of each product, p of them."""
 
 
 def plot_stages(prediction: Plateaus, ax: Axes | None = None) -> Axes:
@@ -64,7 +65,7 @@ def plot_stages(prediction: Plateaus, ax: Axes | None = None) -> Axes:
     active = np.flatnonzero(np.any(prediction.theta != 0, axis=0))
     order = sorted(active, key=lambda i: int(np.argmax(prediction.theta[:, i] != 0)))
     for rank, i in enumerate(order):
-        style = panels.style(rank, len(order), prediction.name(int(i)))
+        style = panels.style(rank, len(order), prediction.product_names[i])
         panels.bottom.stairs(prediction.theta[:, i], edges, baseline=None, **style)
     for panel in (panels.top, panels.bottom):
         for t in times:

@@ -50,12 +50,12 @@ class Ending:
 class Options:
     """Tolerances and budgets of the recursion."""
 
-    zero: "Zero"
+    negligible: "NegligibleField"
     tie_rtol: float  # relative gap between winner and runner-up below which it is a tie
     max_stages: int | None
 
 
-class Zero:
+class NegligibleField:
     """Fields that count as 0 off the support.
 
     They are a fraction of the largest at the origin, in the units of each product's feature, or
@@ -132,11 +132,11 @@ class TransitionCache:
             self._signed = SignConstrainedLimits(objective, objective.support_minimizer())
 
     def __call__(
-        self, path: Path, start: StationaryPoint, zero: FloatArray
+        self, path: Path, start: StationaryPoint, negligible: FloatArray
     ) -> Transition | NoLimit:
         """Transition from `start`, reached by path[:-1], when path[-1] = (j, sign) activates.
 
-        `zero`, shape (p,), is the |g_i| that counts as 0 at `start`.
+        `negligible`, shape (p,), is the |g_i| that counts as 0 at `start`.
 
         Raises
         ------
@@ -145,7 +145,7 @@ class TransitionCache:
         """
         if path in self._known:
             return self._known[path]
-        found = self._find(start, *path[-1], zero)
+        found = self._find(start, *path[-1], negligible)
         if self._follow:
             if isinstance(found, Transition) and found.orbit is None:
                 found = self._with_orbit(start, *path[-1], found)
@@ -153,18 +153,18 @@ class TransitionCache:
         return found
 
     def _find(
-        self, start: StationaryPoint, coordinate: int, sign: int, zero: FloatArray
+        self, start: StationaryPoint, coordinate: int, sign: int, negligible: FloatArray
     ) -> Transition | NoLimit:
         if time.monotonic() > self.deadline:
             raise UndecidedTransitionError("max_seconds passed")
         if self._signed is not None:
-            return self._signed.limit_point(start, coordinate, sign, zero)
+            return self._signed.limit_point(start, coordinate, sign, negligible)
         return limit_point(
             self._objective,
             start,
             coordinate,
             sign,
-            zero=zero,
+            negligible=negligible,
             tolerance=self._tolerance,
             method=self._method,
             deadline=self.deadline,
@@ -213,10 +213,10 @@ def recurse(
         k = len(path)
         active = np.zeros(point.theta.size, dtype=bool)
         active[point.support] = True
-        zero = options.zero(point.theta)
-        winner = activation(clock.waits(point.field, active, zero), point.field)
+        negligible = options.negligible(point.theta)
+        winner = activation(clock.waits(point.field, active, negligible), point.field)
         if winner is None:
-            return _converged(point, active, zero, names, k)
+            return _converged(point, active, negligible, names, k)
         if k == options.max_stages:
             return Ending(
                 Status.MAX_STAGES, f"stopped after max_stages={k}; raise it for more stages"
@@ -231,7 +231,7 @@ def recurse(
             )
         path = (*path, (winner.coordinate, winner.sign))
         try:
-            transition = transitions(path, point, zero)
+            transition = transitions(path, point, negligible)
         except UndecidedTransitionError as budget:
             out_of_time = time.monotonic() > transitions.deadline
             return Ending(
@@ -254,13 +254,13 @@ def recurse(
 def _converged(
     point: StationaryPoint,
     active: BoolArray,
-    zero: FloatArray,
+    negligible: FloatArray,
     names: tuple[str, ...],
     n_stages: int,
 ) -> Ending:
     sizes = np.where(active, 0.0, np.abs(point.field))
-    with np.errstate(divide="ignore", invalid="ignore"):  # a zero of 0 has a field of 0
-        closest = int(np.argmax(np.where(sizes > 0, sizes / zero, 0.0)))
+    with np.errstate(divide="ignore", invalid="ignore"):  # negligible is 0 only where the field is
+        closest = int(np.argmax(np.where(sizes > 0, sizes / negligible, 0.0)))
     rest = float(sizes[closest])
     if n_stages == 0:
         message = (
@@ -273,6 +273,6 @@ def _converged(
     else:
         message = (
             f"every field off the support counts as 0: the largest is that of {names[closest]}, "
-            f"{rest:.1e}, within field_rtol of the first ({zero[closest]:.1e})"
+            f"{rest:.1e}, within field_rtol of the first ({negligible[closest]:.1e})"
         )
     return Ending(Status.CONVERGED, message)

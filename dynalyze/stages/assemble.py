@@ -32,10 +32,10 @@ def assemble(
     onsets = [stage.onset_time for stage in stages]
     losses = [point.value for point in plateaus]
     support_sizes = [point.support.size for point in plateaus]
-    departed = tuple(stage.transition.left for stage in stages)
+    departed = tuple(stage.transition.departed for stage in stages)
     caveats = tuple(_caveat(stage.transition, names) for stage in stages)
     durations = _durations(stages)
-    zero_fields = options.zero(plateaus[-1].theta)
+    zero_fields = options.negligible(plateaus[-1].theta)
     log_scales = [initial_log_scale(len(names))] + [stage.b for stage in stages]
     thetas, fields = [point.theta for point in plateaus], [point.field for point in plateaus]
     plateaus.clear()

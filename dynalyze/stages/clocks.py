@@ -27,7 +27,7 @@ from dynalyze.stages.transition import Transition
 class Clock(Protocol):
     """Says when each product would activate, and is moved on from plateau to plateau."""
 
-    def waits(self, field: FloatArray, active: BoolArray, zero: FloatArray) -> FloatArray:
+    def waits(self, field: FloatArray, active: BoolArray, negligible: FloatArray) -> FloatArray:
         """Time until each product activates on the present plateau, shape (p,)."""
 
     def advance(
@@ -47,9 +47,9 @@ class LeadingOrderClock:
         self.b = initial_log_scale(n_products)  # (p,)
         self.time = 0.0
 
-    def waits(self, field: FloatArray, active: BoolArray, zero: FloatArray) -> FloatArray:
+    def waits(self, field: FloatArray, active: BoolArray, negligible: FloatArray) -> FloatArray:
         """Δ_k(i) of eq. (8), rescaled time, shape (p,)."""
-        return time_until_active(self.b, field, active, zero=zero)
+        return time_until_active(self.b, field, active, negligible=negligible)
 
     def advance(
         self,
@@ -84,10 +84,10 @@ class FiniteScaleClock:
         self.time = 0.0
         self.overlaps: list[float] = []  # of each transition so far, see `_overlap`
 
-    def waits(self, field: FloatArray, active: BoolArray, zero: FloatArray) -> FloatArray:
+    def waits(self, field: FloatArray, active: BoolArray, negligible: FloatArray) -> FloatArray:
         """Flow time until |θ_i| reaches the visible size, shape (p,); negative if just past."""
         waits = np.full(field.shape, np.inf)
-        moving = ~active & (np.abs(field) > zero)
+        moving = ~active & (np.abs(field) > negligible)
         goal = np.sign(field) * self._size_to_z(self._log_visible)
         waits[moving] = (goal[moving] - self.z[moving]) / field[moving]
         return waits
@@ -120,7 +120,7 @@ class FiniteScaleClock:
         self.z[passive] += orbit.z_end[passive]
         # The balanced chart has z = ½ s log|θ|; what left goes on from there in the exact one.
         offset = self._size_to_z(0.0)
-        for i in transition.left:
+        for i in transition.departed:
             sign = winner.sign if i == j else np.sign(start.theta[i])
             self.z[i] = orbit.z_end[i] + sign * offset[i]
         onset_time = self.time + lead

@@ -31,7 +31,7 @@ def initial_log_scale(n_products: int) -> FloatArray:
 
 
 def time_until_active(
-    b: FloatArray, field: FloatArray, active: BoolArray, *, zero: float | FloatArray = 0.0
+    b: FloatArray, field: FloatArray, active: BoolArray, *, negligible: float | FloatArray = 0.0
 ) -> FloatArray:
     """Δ_k(i) = (b_i − 1 + sgn g_i) / g_i of eq. (8), in rescaled time, shape (p,).
 
@@ -43,7 +43,7 @@ def time_until_active(
         g(θ^k).
     active : ndarray of bool, shape (p,)
         Support of θ^k. Active products have g = 0 up to rounding and wait forever.
-    zero : float or ndarray, shape (p,)
+    negligible : float or ndarray, shape (p,)
         Fields of at most this size count as 0, which makes the wait infinite.
 
     Returns
@@ -52,7 +52,7 @@ def time_until_active(
         b/g where g > 0, (2 − b)/|g| where g < 0, ∞ where g = 0 and on the support.
     """
     waits = np.full(b.shape, np.inf)
-    moving = ~active & (np.abs(field) > zero)
+    moving = ~active & (np.abs(field) > negligible)
     waits[moving] = (b[moving] - 1 + np.sign(field[moving])) / field[moving]
     return waits
 

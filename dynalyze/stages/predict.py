@@ -22,7 +22,14 @@ from dynalyze.models.counted import CountedObjective
 from dynalyze.models.data import as_positive_int
 from dynalyze.models.losses import Loss, loss_name
 from dynalyze.models.protocol import Model, Objective
-from dynalyze.stages.algorithm import Ending, Options, Stage, TransitionCache, Zero, recurse
+from dynalyze.stages.algorithm import (
+    Ending,
+    NegligibleField,
+    Options,
+    Stage,
+    TransitionCache,
+    recurse,
+)
 from dynalyze.stages.assemble import assemble
 from dynalyze.stages.clocks import FiniteScaleClock, LeadingOrderClock
 from dynalyze.stages.finite import FiniteScaleStages
@@ -120,8 +127,8 @@ def predict_stages(
     names = objective.product_names
     origin = at_origin(objective)
     check_origin(type(model).__name__, origin.value, origin.field)
-    zero = Zero(objective, origin, field_rtol)
-    options = Options(zero, tie_rtol, max_stages)
+    negligible = NegligibleField(objective, origin, field_rtol)
+    options = Options(negligible, tie_rtol, max_stages)
     tolerance = _STATIONARY * float(np.abs(origin.field).max(initial=0.0))
     transitions = TransitionCache(
         objective,
@@ -205,7 +212,7 @@ def _at_finite_scale(
     """
     if not leading:
         return FiniteScaleStages.from_stages([], [], init), False
-    units = options.zero.units
+    units = options.negligible.units
     largest = max(float((units * np.abs(s.transition.end.theta)).max()) for s in leading)
     # Where no transition ends before the next begins, products come and go without end.
     most = _MOST_FINITE * len(leading)

@@ -160,14 +160,12 @@ class StagePrediction:
         InvalidInputError
             If the prediction was made without ``init``, or an argument is not as above.
         """
-        at_alpha = self._at_alpha("jump times depend on the initialization")
-        times, _ = at_alpha.jumps_of(self.coordinates, self.signs, self._sizes(threshold))
+        at_alpha, times, _ = self._jumps(threshold)
         return times / at_alpha.units_per_flow_time(unit, lr)
 
     def jump_notes(self, threshold: float | None = None) -> tuple[str, ...]:
         """Why a stage has no jump time, K sentences; empty where it has one."""
-        at_alpha = self._at_alpha("jump times depend on the initialization")
-        return at_alpha.jumps_of(self.coordinates, self.signs, self._sizes(threshold))[1]
+        return self._jumps(threshold)[2]
 
     @property
     def jump_sizes(self) -> FloatArray:
@@ -177,15 +175,17 @@ class StagePrediction:
         """
         return jump_sizes(self.theta, self.coordinates, self.zero_fields)
 
-    def _sizes(self, threshold: float | None) -> FloatArray:
-        """Size at which the jump of each stage is called, shape (K,)."""
-        if threshold is None:
-            return self.jump_sizes[self.coordinates]
-        if not threshold > 0:
+    def _jumps(
+        self, threshold: float | None
+    ) -> tuple[FiniteScaleStages, FloatArray, tuple[str, ...]]:
+        at_alpha = self._at_alpha("jump times depend on the initialization")
+        if threshold is not None and not threshold > 0:
             raise InvalidInputError(
                 f"threshold={threshold!r} must be positive: it is a size |θ| of the product"
             )
-        return np.full(self.n_stages, float(threshold))
+        sizes = self.jump_sizes if threshold is None else np.full_like(self.jump_sizes, threshold)
+        times, notes = at_alpha.jumps_of(self.coordinates, self.signs, sizes[self.coordinates])
+        return at_alpha, times, notes
 
     def _at_alpha(self, why: str) -> FiniteScaleStages:
         if self.at_alpha is None:
@@ -195,17 +195,13 @@ class StagePrediction:
             )
         return self.at_alpha
 
-    def name(self, coordinate: int) -> str:
-        """Readable name of a product."""
-        return self.product_names[coordinate]
-
     def summary(self, threshold: float | None = None) -> str:
         """Table of the stages, one line each; `threshold` is that of `jump_times`."""
         separated, jumps = None, None
         if self.follows_transitions and not np.isnan(self.durations).all():
             separated = self.log10_alpha_separated
         if self.at_alpha is not None:
-            times, notes = self.jump_times(threshold), self.jump_notes(threshold)
+            _, times, notes = self._jumps(threshold)
             jumps = Jumps(self.at_alpha.log10_alpha, times, notes, threshold)
         return stage_table(
             self._columns(),
@@ -226,16 +222,19 @@ class StagePrediction:
         )
 
     def _columns(self) -> dict[str, Any]:
+        names = self.product_names
         return {
             "time": self.times,
             "coordinate": self.coordinates,
-            "product": [self.name(i) for i in self.coordinates],
+            "product": [names[i] for i in self.coordinates],
             "sign": self.signs,
             "value": self.theta[1:][np.arange(self.n_stages), self.coordinates],
             "loss": self.losses[1:],
             "support_size": self.support_sizes[1:],
-            "departed": [tuple(self.name(i) for i in products) for products in self.departed],
-            "runner_up": [self.name(i) if i >= 0 else None for i in self.runner_ups],
+            "departed": [
+                tuple(self.product_names[i] for i in products) for products in self.departed
+            ],
+            "runner_up": [names[i] if i >= 0 else None for i in self.runner_ups],
             "gap": self.gaps,
         }
 

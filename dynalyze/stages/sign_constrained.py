@@ -36,7 +36,7 @@ class SignConstrainedLimits:
         self._objective, self._minimizer = objective, minimizer
 
     def limit_point(
-        self, start: StationaryPoint, coordinate: int, sign: int, zero: FloatArray
+        self, start: StationaryPoint, coordinate: int, sign: int, negligible: FloatArray
     ) -> Transition | NoLimit:
         """θ^{k+1} of eq. (11): the minimum of L with the signs of θ^k and of the new product.
 
@@ -46,7 +46,7 @@ class SignConstrainedLimits:
             θ^k.
         coordinate, sign : int
             i_k and sgn g_{i_k}(θ^k).
-        zero : ndarray, shape (p,)
+        negligible : ndarray, shape (p,)
             |g_i| that counts as 0 off the support.
         """
         minimizer = self._minimizer
@@ -67,13 +67,15 @@ class SignConstrainedLimits:
             refused.update(self._descend(theta, signs))
             value, field = self._objective.value_and_field(theta)
             out = np.flatnonzero((theta == 0) & (signs != 0))
-            outward = {int(i): signs[i] * field[i] / max(zero[i], _LEAST) for i in out}
+            outward = {int(i): signs[i] * field[i] / max(negligible[i], _LEAST) for i in out}
             back = [i for i in outward if outward[i] > 1 and i not in refused]
             if not back:
                 S = np.flatnonzero(theta)
                 residual = float(np.abs(field[S]).max(initial=0.0))
                 end = StationaryPoint(theta, value, field, S, residual, self._objective)
-                return Transition(end, tuple(outward), fields_at_rest(end, tuple(outward), zero))
+                return Transition(
+                    end, tuple(outward), fields_at_rest(end, tuple(outward), negligible)
+                )
             first = max(back, key=outward.__getitem__)
             if not minimizer.add(first):
                 refused.add(first)

@@ -38,7 +38,7 @@ class Transition:
     """A transition that ended at a certified stationary point."""
 
     end: StationaryPoint
-    left: tuple[int, ...]  # products of the support that went to 0
+    departed: tuple[int, ...]  # products of the support that went to 0
     at_rest: tuple[int, ...]  # those of them whose field went to 0 as well
     orbit: Orbit | None = None  # None where the limit was found without following the flow
 
@@ -88,7 +88,7 @@ def limit_point(
     coordinate: int,
     sign: int,
     *,
-    zero: FloatArray,
+    negligible: FloatArray,
     tolerance: float,
     method: str | StepperFactory = "auto",
     deadline: float = np.inf,
@@ -103,7 +103,7 @@ def limit_point(
         θ^k.
     coordinate, sign : int
         i_k and sgn g_{i_k}(θ^k).
-    zero : ndarray, shape (p,)
+    negligible : ndarray, shape (p,)
         |g_i| that counts as 0 off the support.
     tolerance : float
         Largest |g| on the support at the limit.
@@ -158,12 +158,14 @@ def limit_point(
                 continue
             rate_tried = rate
             shrinking = _shrinking(objective, theta, field, chart.signs, peak)
-            end = _certify(objective, theta, chart.signs, shrinking, zero, tolerance, start.value)
+            end = _certify(
+                objective, theta, chart.signs, shrinking, negligible, tolerance, start.value
+            )
             if isinstance(end, StationaryPoint):
-                left = tuple(int(i) for i in np.setdiff1d(support, end.support))
-                at_rest = fields_at_rest(end, left, zero)
+                departed = tuple(int(i) for i in np.setdiff1d(support, end.support))
+                at_rest = fields_at_rest(end, departed, negligible)
                 orbit = sampled_orbit(path, chart, end, coordinate)
-                return Transition(end, left, at_rest, orbit)
+                return Transition(end, departed, at_rest, orbit)
             why = end
     except FlowError as error:
         why = why if why.conclusive else Rejection(str(error), conclusive=True)
@@ -231,10 +233,10 @@ def follow_to(
 
 
 def fields_at_rest(
-    end: StationaryPoint, left: tuple[int, ...], zero: FloatArray
+    end: StationaryPoint, departed: tuple[int, ...], negligible: FloatArray
 ) -> tuple[int, ...]:
     """Products that left while their field went to 0 as well."""
-    return tuple(i for i in left if abs(end.field[i]) <= zero[i])
+    return tuple(i for i in departed if abs(end.field[i]) <= negligible[i])
 
 
 def _shrinking(
@@ -266,7 +268,7 @@ def _certify(
     theta: FloatArray,
     signs: FloatArray,
     leaving: IntArray,
-    zero: FloatArray,
+    negligible: FloatArray,
     tolerance: float,
     value_before: float,
 ) -> StationaryPoint | Rejection:
@@ -280,7 +282,7 @@ def _certify(
         end = polish(objective, theta, staying, tolerance=tolerance)
         if isinstance(end, Rejection):
             return end
-        outward = signs[leaving] * end.field[leaving] > zero[leaving]
+        outward = signs[leaving] * end.field[leaving] > negligible[leaving]
         if not outward.any():
             break
         leaving = leaving[~outward]
@@ -288,7 +290,7 @@ def _certify(
     if moved.size and moved.max() > ARRIVED:
         return Rejection(f"Newton's method moves a product by {np.expm1(moved.max()):.1%}")
     # Where a field goes to 0 with its product, the Hessian decides whether the product stays 0.
-    at_rest = leaving[np.abs(end.field[leaving]) <= zero[leaving]]
+    at_rest = leaving[np.abs(end.field[leaving]) <= negligible[leaving]]
     if at_rest.size:
         whole = np.concatenate([staying, at_rest])
         columns = objective.hessian_columns(end.theta, whole)

@@ -24,7 +24,7 @@ def test_a_product_that_left_comes_back_with_the_other_sign_after_two_over_g():
 
 def test_active_products_and_fields_that_count_as_zero_wait_forever():
     active = np.array([False, False, True, True, False, False])
-    waits = time_until_active(B, FIELD, active, zero=0.5)
+    waits = time_until_active(B, FIELD, active, negligible=0.5)
     np.testing.assert_array_equal(waits, [np.inf, np.inf, np.inf, np.inf, 2.0, np.inf])
 
 

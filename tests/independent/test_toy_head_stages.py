@@ -26,7 +26,7 @@ def test_sparse_teacher_is_recovered_stage_by_stage():
     assert _stationary_to(prediction) <= 1e-10
     assert every(np.diff(prediction.losses) < 0)
     # W_V W_O[43], by far the largest, comes first, at 202 to 227 on the figure's axis
-    assert prediction.name(prediction.coordinates[0]) == "W_V W_O[43]"
+    assert prediction.product_names[prediction.coordinates[0]] == "W_V W_O[43]"
     assert 200 < prediction.times[0] * np.log(10) < 230
 
 

@@ -81,7 +81,7 @@ def test_of_many_products_the_first_are_named_and_the_rest_counted():
     goals = np.linspace(2.0, 1.0, 30)
     prediction = predict_stages(DiagonalLinear(30), (np.eye(30), goals))
     names = [text.get_text() for text in prediction.plot().get_legend().get_texts()]
-    assert names[:2] == [prediction.name(i) for i in prediction.coordinates[:2]]
+    assert names[:2] == [prediction.product_names[i] for i in prediction.coordinates[:2]]
     assert (len(names), names[-1]) == (21, "… 10 more")
     small = plt.subplots(3, 1)[1]
     names = [text.get_text() for text in prediction.plot(ax=small[0]).get_legend().get_texts()]

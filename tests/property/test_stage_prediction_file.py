@@ -71,7 +71,7 @@ def test_dataframe_has_a_row_for_each_stage():
     assert list(frame.index) == list(range(1, prediction.n_stages + 1))
     np.testing.assert_array_equal(frame["time"], prediction.times)
     np.testing.assert_array_equal(frame["jump_time"], prediction.jump_times())
-    assert list(frame["product"]) == [prediction.name(i) for i in prediction.coordinates]
+    assert list(frame["product"]) == [prediction.product_names[i] for i in prediction.coordinates]
 
 
 def test_repr_is_one_line():

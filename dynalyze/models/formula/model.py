@@ -226,20 +226,11 @@ class SymbolicObjective(CheckedObjective):
     def __repr__(self) -> str:
         return f"SymbolicObjective({', '.join(self.product_names)}; {len(self.X)} samples)"
 
-    @property
-    def n_products(self) -> int:
-        """Number p of products."""
-        return len(self.product_names)
-
     def value(self, theta: FloatArray) -> float:
         """Loss L(θ); θ has shape (p,)."""
         return float(
             self.kernels.value(as_products(theta, self.n_products), self.X, self.y, self.weights)
         )
-
-    def field(self, theta: FloatArray) -> FloatArray:
-        """Field g(θ) = −∂L/∂θ of eq. (4), shape (p,)."""
-        return self.value_and_field(theta)[1]
 
     def value_and_field(self, theta: FloatArray) -> tuple[float, FloatArray]:
         """Return L(θ) and g(θ), shape (p,)."""

@@ -85,11 +85,6 @@ class TorchObjective(CheckedObjective):
         self.rounding = float(np.finfo(np.float64).eps)
 
     @property
-    def n_products(self) -> int:
-        """Number p of products."""
-        return len(self.product_names)
-
-    @property
     def memory_budget(self) -> int:
         """Bytes that one pass may take: what was asked for, halved at every lack of memory."""
         return self._budget
@@ -103,10 +98,6 @@ class TorchObjective(CheckedObjective):
                 return self._network.at(point, lambda network: self._chunk_loss(network, chunk))
 
             return float(self._sum(kernel, ()))
-
-    def field(self, theta: FloatArray) -> FloatArray:
-        """Field g(θ) = −∂L/∂θ of eq. (4), shape (p,)."""
-        return self.value_and_field(theta)[1]
 
     def value_and_field(self, theta: FloatArray) -> tuple[float, FloatArray]:
         """L(θ) and g(θ) from one backward pass."""
