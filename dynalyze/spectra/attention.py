@@ -11,7 +11,13 @@ from dynalyze._core.warn import warn
 from dynalyze.errors import AttentionLeftOutWarning, InvalidInputError
 from dynalyze.spectra.confirmation import confirmed
 from dynalyze.spectra.layouts import AttentionLayout
-from dynalyze.spectra.recognition import Candidate, Layouts, looks_like_attention, recognise, resolve
+from dynalyze.spectra.recognition import (
+    Candidate,
+    Layouts,
+    looks_like_attention,
+    recognise,
+    resolve,
+)
 from dynalyze.spectra.sources import AttentionSource, Lookup, expand_heads
 
 Layer = TypeVar("Layer", AttentionSource, Candidate)
@@ -148,7 +154,7 @@ def _checked(layouts: Any) -> Layouts:
             f"layouts={layouts!r} must map classes of modules, or patterns for their names, to "
             "AttentionLayout, as in layouts={MyAttention: AttentionLayout(...)}"
         )
-    return layouts  # type: ignore[no-any-return]
+    return layouts
 
 
 def _announce_left_out(model: nn.Module, found: Sequence[Candidate]) -> None:
@@ -165,9 +171,9 @@ def _announce_left_out(model: nn.Module, found: Sequence[Candidate]) -> None:
         name, module = left[0]
         warn(
             f"{len(left)} modules that have heads or are called attention are not recognised as "
-            f"softmax attention and left out, the first being {name!r} ({type(module).__name__}): name the layers wanted in "
-            "layers=, or say in layouts= where these keep their weights, if they have W_Q, W_K, "
-            "W_V and W_O.",
+            f"softmax attention and left out, the first being {name!r} ({type(module).__name__}): "
+            "name the layers wanted in layers=, or say in layouts= where these keep their "
+            "weights, if they have W_Q, W_K, W_V and W_O.",
             AttentionLeftOutWarning,
         )
 
@@ -178,7 +184,7 @@ def select_layers(
     """Sources or candidates whose layer matches one of the patterns."""
     if layers is None:
         return tuple(sources)
-    patterns = [layers] if isinstance(layers, str) else layers
+    patterns: Any = [layers] if isinstance(layers, str) else layers
     if not isinstance(patterns, Sequence) or not all(isinstance(p, str) for p in patterns):
         raise InvalidInputError(
             f"layers={layers!r} must be a name or pattern of layers, or a list of such, as in "
