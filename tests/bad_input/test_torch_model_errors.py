@@ -618,6 +618,10 @@ def test_hooks_and_lambdas_that_take_the_weights_from_the_copy_are_welcome():
         lambda z: z.sum().item() > 0,
         lambda z: (z > 1).any(),
         lambda z: torch.equal(z, z + 1),
+        lambda z: z.tolist()[0][0] > 0,
+        lambda z: z.detach().numpy().sum() > 0,
+        lambda z: np.asarray(z.detach())[0, 0] > 0,
+        lambda z: np.from_dlpack(z.detach())[0, 0] > 0,
     ],
 )
 def test_a_branch_that_depends_on_theta_is_named(decide):
@@ -629,6 +633,43 @@ def test_a_branch_that_depends_on_theta_is_named(decide):
     net = Branching()
     with pytest.warns(NonSmoothWarning, match="a decision by numbers that depend on θ"):
         bind(net, (DATA[0][:1], DATA[1][:1]))
+
+
+@pytest.mark.parametrize(
+    ("function", "name"),
+    [
+        (lambda z: torch.copysign(torch.ones_like(z), z) * z, "copysign"),
+        (lambda z: torch.copysign(z, torch.ones_like(z)), "copysign"),
+        (lambda z: torch.hypot(z, torch.zeros_like(z)), "hypot"),
+        (lambda z: z + 0 * torch.div(z, 2, rounding_mode="floor"), "div"),
+        (lambda z: z + z.amax(1, keepdim=True), "amax"),
+        (lambda z: z.relu_(), "relu"),
+        (lambda z: z.sort(1).values, "sort"),
+        (lambda z: z + (z.detach() > 0), "add with a mask or index"),
+    ],
+)
+def test_operations_with_kinks_are_named(function, name):
+    with pytest.warns(NonSmoothWarning, match=f"the forward pass uses {name}"):
+        TorchModel.from_function(lambda x, theta: function(x * theta), 3).bind((DATA[0], DATA[1]))
+
+
+@pytest.mark.parametrize(
+    "shift",
+    [
+        lambda z: z.amax(1, keepdim=True).detach(),
+        lambda z: z.max(dim=1, keepdim=True).values.detach(),
+        lambda z: z.amax(1)[:, None].detach(),
+        lambda z: z.detach().abs().amax(1, keepdim=True),
+    ],
+)
+def test_a_kink_that_is_detached_and_cancels_is_none(shift):
+    def softmax(x, theta):
+        z = x * theta
+        e = torch.exp(z - shift(z))
+        return e / e.sum(1, keepdim=True)
+
+    objective = TorchModel.from_function(softmax, 3).bind((DATA[0], DATA[1]))
+    assert objective.non_smooth == ()
 
 
 def test_rare_classes_and_tokens_are_tried_when_data_are_bound():

@@ -196,6 +196,26 @@ def test_float32_states_its_error():
     assert objective.field(theta).dtype == np.float64
 
 
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x, theta: (1e4 + x * theta) - 1e4,
+        lambda x, theta: 1e6 * (1 - torch.cos(0.003 * x * theta)),
+        lambda x, theta: ((x * theta + 300) ** 2 - 300**2) / 600,
+    ],
+)
+def test_float32_states_the_error_of_terms_that_cancel(function):
+    exact, single = (
+        TorchModel.from_function(function, 3, precision=precision).bind((X, Y))
+        for precision in ("float64", "float32")
+    )
+    rng = np.random.default_rng(5)
+    for theta in rng.standard_normal((30, 3)):
+        field = exact.field(theta)
+        error = np.abs(single.field(theta) - field).max() / np.abs(field).max()
+        assert error <= 2 * single.rounding
+
+
 def test_functions_in_float32_receive_float32():
     seen = set()
 
