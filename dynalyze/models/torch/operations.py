@@ -93,13 +93,13 @@ class Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return names | ({_DECISION} if self._decided else set())
 
     def __enter__(self) -> "Operations":
-        self._reads.__enter__()
+        self._reads.__enter__()  # type: ignore[no-untyped-call]
         super().__enter__()  # type: ignore[no-untyped-call]
         return self
 
     def __exit__(self, *error: Any) -> None:
         super().__exit__(*error)  # type: ignore[no-untyped-call]
-        self._reads.__exit__(*error)
+        self._reads.__exit__(*error)  # type: ignore[no-untyped-call]
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
@@ -176,11 +176,11 @@ class Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return storage is not None and storage._cdata in self._depends
 
 
-class _Reads(TorchFunctionMode):  # type: ignore[no-untyped-call]
+class _Reads(TorchFunctionMode):
     """See numbers of θ being read by what is no operation, as ``tolist()`` and ``numpy()``."""
 
     def __init__(self, operations: Operations) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self._operations = operations
 
     def __torch_function__(
