@@ -45,7 +45,7 @@ $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.demo: $(BIN)/python $(METADATA)
-	$(PIP) --editable ".[data]"
+	$(PIP) --editable .
 	@touch $@
 
 $(VENV)/.test: $(BIN)/python $(METADATA)

@@ -1,4 +1,4 @@
-"""Data to try the library on: scikit-learn's bundled sets, the paper's toy, and files."""
+"""Data to try the library on: two public sets, the paper's toy, and files."""
 
 import csv
 import os
@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
+from dynalyze import models
 from dynalyze._core.arrays import FloatArray
-from dynalyze.errors import InvalidInputError, MissingDependencyError
-from dynalyze.models.attention_head import AttentionHead
+from dynalyze.errors import InvalidInputError
 from dynalyze.models.data import as_generator
 
 # Products of the teacher behind the paper's Figures 2 and 6–8, coordinates 40 to 49; the others
@@ -38,21 +39,20 @@ class Dataset(NamedTuple):
 
 
 def diabetes() -> Dataset:
-    """Scikit-learn's diabetes data, features and target standardized.
+    """Diabetes data of Efron, Hastie, Johnstone and Tibshirani (2004), standardized.
 
     Returns
     -------
     Dataset
         X of shape (442, 10), y of shape (442,), each column of mean 0 and variance 1.
     """
-    bunch = _sklearn_datasets().load_diabetes(scaled=False)
-    return Dataset(
-        _standardized(bunch.data), _standardized(bunch.target), tuple(bunch.feature_names)
-    )
+    table = bundled("diabetes")
+    names = tuple(table["feature_names"].tolist())
+    return Dataset(_standardized(table["data"]), _standardized(table["target"]), names)
 
 
 def digits() -> Dataset:
-    """Scikit-learn's digits as sequences: each row of pixels is a token, and predicts the next.
+    """Handwritten digits as sequences: each row of pixels is a token, and predicts the next.
 
     Every 8 × 8 image becomes 8 tokens of 8 pixels. The target is the image moved up by one row,
     with a blank row below; both are centred and scaled by the mean and the standard deviation
@@ -63,7 +63,7 @@ def digits() -> Dataset:
     Dataset
         X and y of shape (1797, 8, 8): samples, tokens, pixels.
     """
-    images = _sklearn_datasets().load_digits().images
+    images = bundled("digits")["images"].astype(float)
     shifted = np.zeros_like(images)
     shifted[:, :-1] = images[:, 1:]
     mean, deviation = images.mean(), images.std()
@@ -101,7 +101,7 @@ def toy_head(
     generator = as_generator(rng)
     X = generator.standard_normal((n_samples, n_tokens, d_model))
     theta = _teacher(teacher, d_model, generator)
-    return Dataset(X, AttentionHead(d_model).predict(theta, X))
+    return Dataset(X, models.AttentionHead(d_model).predict(theta, X))
 
 
 def sparse_teacher() -> FloatArray:
@@ -270,15 +270,11 @@ def _teacher(teacher: FloatArray | str, d_model: int, rng: np.random.Generator) 
     return theta
 
 
+def bundled(name: str) -> dict[str, NDArray[Any]]:
+    """Arrays of a data set that comes with the package; its README tells their sources."""
+    with np.load(Path(__file__).with_name("bundled") / f"{name}.npz") as archive:
+        return dict(archive)
+
+
 def _standardized(columns: FloatArray) -> FloatArray:
     return (columns - columns.mean(axis=0)) / columns.std(axis=0)
-
-
-def _sklearn_datasets() -> Any:
-    try:
-        from sklearn import datasets
-    except ImportError as error:
-        raise MissingDependencyError(
-            'this data set comes with scikit-learn: pip install "dynalyze[data]"'
-        ) from error
-    return datasets

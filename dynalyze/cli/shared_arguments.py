@@ -143,7 +143,7 @@ def show_progress(arguments: argparse.Namespace) -> bool:
 
 def load_problem(arguments: argparse.Namespace) -> Problem:
     """Model and data that the arguments name."""
-    from dynalyze.models import AttentionHead, DiagonalLinear
+    from dynalyze import models
 
     dataset = _dataset(arguments.data, arguments.target)
     kind = arguments.model or ("linear" if dataset.X.ndim == 2 else "head")
@@ -158,9 +158,9 @@ def load_problem(arguments: argparse.Namespace) -> Problem:
     if width == 0:
         raise InvalidInputError(f"{arguments.data} is empty: X has shape {dataset.X.shape}")
     model = (
-        DiagonalLinear(width, feature_names=dataset.feature_names)
+        models.DiagonalLinear(width, feature_names=dataset.feature_names)
         if kind == "linear"
-        else AttentionHead(width)
+        else models.AttentionHead(width)
     )
     return Problem(model, (dataset.X, dataset.y))
 

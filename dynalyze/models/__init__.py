@@ -4,11 +4,11 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from dynalyze.errors import MissingDependencyError
-from dynalyze.models.attention_head import AttentionHead
 from dynalyze.models.linear import DiagonalLinear
 from dynalyze.models.protocol import Model, Objective
 
 if TYPE_CHECKING:
+    from dynalyze.models.attention_head import AttentionHead
     from dynalyze.models.formula.loss import SymbolicLoss
     from dynalyze.models.formula.model import SymbolicModel
     from dynalyze.models.torch.model import TorchModel
@@ -25,8 +25,9 @@ __all__ = [
     "TorchModel",
 ]
 
-# SymPy and torch take about a second to import: the first use of what needs them loads them.
+# Numba, SymPy and torch take up to a second to import: the first use of what needs them loads them.
 _LOADED_ON_USE = {
+    "AttentionHead": "attention_head",
     "DiagonalTransformer": "torch.transformer",
     "SymbolicLoss": "formula.loss",
     "SymbolicModel": "formula.model",

@@ -11,7 +11,10 @@ from dynalyze.flow.rest import StationaryPoint
 from dynalyze.models.protocol import Objective
 from dynalyze.stages.transition import follow_to
 
-_MOST_EVALUATIONS = 300  # of one transition, ten times what most take
+# LSODA needs no compiled kernels, so that a first prediction does not wait for them, and up to so
+# many products it takes no longer than the surrogate, which follows what LSODA cannot.
+_FEW = 100
+_MOST_EVALUATIONS = {"LSODA": 3_000, "surrogate": 300}  # of one transition, ten times the usual
 
 
 def transition_durations(
@@ -31,18 +34,22 @@ def transition_durations(
     coordinates, signs : ndarray of int, shape (K,)
         What activates.
     """
+    methods = ["LSODA", "surrogate"] if objective.n_products <= _FEW else ["surrogate"]
     durations = np.full(len(coordinates), np.nan)
     for k, (start, end) in enumerate(pairwise(points)):
-        try:
-            orbit = follow_to(
-                objective,
-                start,
-                int(coordinates[k]),
-                int(signs[k]),
-                end,
-                max_evaluations=_MOST_EVALUATIONS,
-            )
-        except FlowError:
-            continue
-        durations[k] = orbit.duration
+        for method in methods:
+            try:
+                orbit = follow_to(
+                    objective,
+                    start,
+                    int(coordinates[k]),
+                    int(signs[k]),
+                    end,
+                    method=method,
+                    max_evaluations=_MOST_EVALUATIONS[method],
+                )
+            except FlowError:
+                continue
+            durations[k] = orbit.duration
+            break
     return durations

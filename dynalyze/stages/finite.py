@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 import numpy as np
-from scipy.interpolate import CubicSpline
 
 from dynalyze._core.arrays import FloatArray, IntArray
 from dynalyze.errors import InvalidInputError
@@ -142,6 +141,8 @@ class FiniteScaleStages:
 
 
 def _first_crossing(times: FloatArray, log_size: FloatArray, log_threshold: float) -> float:
+    from scipy.interpolate import CubicSpline  # takes 0.3 s to import
+
     size = CubicSpline(times, log_size)
     if log_threshold <= log_size[0]:
         return float(times[0] + (log_threshold - log_size[0]) / size(times[0], nu=1))
