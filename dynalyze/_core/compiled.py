@@ -3,11 +3,13 @@
 import functools
 import hashlib
 import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numba
+from numba.core import event
 
 from dynalyze._core.warn import warn
 from dynalyze.errors import KernelCacheWarning
@@ -52,6 +54,26 @@ def njit(*, cache: bool = False, **options: Any) -> Callable[[Callable[..., Any]
         return dispatcher
 
     return compiled
+
+
+class _Announcement(event.Listener):
+    """Tells a user at a terminal, once, why the first use takes seconds."""
+
+    def __init__(self) -> None:
+        self._made = False
+
+    def on_start(self, event: event.Event) -> None:
+        """Announce that kernels are compiled, if they are the library's."""
+        ours = event.data["dispatcher"].py_func.__module__.startswith("dynalyze.")
+        if ours and not self._made and sys.stderr is not None and sys.stderr.isatty():
+            self._made = True
+            print("dynalyze: compiling kernels for this machine, once …", file=sys.stderr)
+
+    def on_end(self, event: event.Event) -> None:
+        """Say nothing more."""
+
+
+event.register("numba:compile", _Announcement())
 
 
 def _if_it_can(save: Callable[..., None]) -> Callable[..., None]:

@@ -12,10 +12,10 @@ from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 from dynalyze import __version__
-from dynalyze.cli import compare, console, output, predict, simulate, track, train
+from dynalyze.cli import compare, console, output, predict, simulate, track, train, warmup
 from dynalyze.errors import DynalyzeError, DynalyzeWarning
 
-COMMANDS = (predict, simulate, compare, train, track)
+COMMANDS = (predict, simulate, compare, train, track, warmup)
 
 EXIT_CODES = """\
 exit codes:

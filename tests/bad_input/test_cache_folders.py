@@ -18,7 +18,7 @@ _UNUSABLE = {
 }
 _USE = """
 import numpy as np
-import dynalyze.models
+import dynalyze.models.attention_head
 import dynalyze.flow.simulate
 import sympy as sp
 linear = dynalyze.models.DiagonalLinear(2).bind((np.eye(2), np.array([1.0, 0.5])))
@@ -174,3 +174,24 @@ def test_a_formula_compiled_once_is_loaded_by_the_next_process(tmp_path: Path):
         assert (done.stdout, done.stderr) == ("0.5\n", "")
         kept.append({file.name: file.stat().st_mtime_ns for file in cache.rglob("*.nb?")})
     assert kept[0] == kept[1] != {}
+
+
+def test_warmup_leaves_nothing_to_compile(tmp_path: Path):
+    environment = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-m", "dynalyze", "warmup"],
+        capture_output=True,
+        text=True,
+        env=environment,
+        check=True,
+    )
+    assert f"kept in {tmp_path}" in done.stdout
+    compiled = {file.name for file in tmp_path.rglob("*.nbc")}
+    assert compiled
+    subprocess.run(
+        [sys.executable, "-m", "dynalyze", "predict", "--data", "digits", "--log10-alpha=-9"],
+        capture_output=True,
+        env=environment,
+        check=True,
+    )
+    assert {file.name for file in tmp_path.rglob("*.nbc")} == compiled

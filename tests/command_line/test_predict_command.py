@@ -138,6 +138,16 @@ def test_importing_the_package_loads_nothing_heavy():
     assert done.stdout.strip() == "[]"
 
 
+def test_a_linear_prediction_needs_neither_numba_nor_scikit_learn():
+    code = (
+        "import sys; from dynalyze.cli import main; main(['predict', '--data', 'diabetes']); "
+        "print([m for m in ('numba', 'sklearn', 'sympy', 'matplotlib') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "status: converged" in done.stdout
+    assert done.stdout.endswith("[]\n")
+
+
 def test_interrupted_exits_with_130_and_prints_and_saves_what_was_found(
     data_file, tmp_path, monkeypatch, capsys
 ):
