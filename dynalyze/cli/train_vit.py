@@ -30,7 +30,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "--data",
         default="digits",
         metavar="digits|PATH",
-        help="scikit-learn's digits (default), a CIFAR archive or its folder, or a folder with "
+        help="handwritten digits (default), a CIFAR archive or its folder, or a folder with "
         "train/CLASS/ and val/CLASS/ such as ImageNet's",
     )
     data.add_argument("--no-augment", action="store_true", help="train on the images as they are")

@@ -1,4 +1,4 @@
-"""Images to train on: scikit-learn's digits, CIFAR's published archives, ImageNet's folders."""
+"""Images to train on: handwritten digits, CIFAR's published archives, ImageNet's folders."""
 
 import os
 import pickle
@@ -12,7 +12,8 @@ import numpy as np
 
 from dynalyze._core.arrays import IntArray
 from dynalyze._core.pytorch import torch
-from dynalyze.errors import InvalidInputError, MissingDependencyError, SavedFileError
+from dynalyze.datasets import bundled
+from dynalyze.errors import InvalidInputError, SavedFileError
 from dynalyze.training.vit.images import ArrayImages, FileImages, VisionData
 
 _SIDE, _PIXELS = 32, 3 * 32 * 32
@@ -23,23 +24,10 @@ _IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
 def digits() -> VisionData:
-    """Scikit-learn's bundled digits: 1797 grey images of 8 × 8, every fifth one kept for testing.
-
-    Raises
-    ------
-    MissingDependencyError
-        If scikit-learn is not installed.
-    """
-    try:
-        from sklearn.datasets import load_digits
-    except ImportError as error:
-        raise MissingDependencyError(
-            'the digits come with scikit-learn: pip install "dynalyze[data]"'
-        ) from error
-    bunch = load_digits()
-    # Pixels are 0 … 16.
-    images = torch.from_numpy(np.round(bunch.images * 15).astype(np.uint8))[:, None]
-    labels = bunch.target.astype(np.int64)
+    """The bundled digits: 1797 grey images of 8 × 8, every fifth one kept for testing."""
+    arrays = bundled("digits")
+    images = torch.from_numpy(arrays["images"] * np.uint8(15))[:, None]  # pixels are 0 … 16
+    labels = arrays["target"].astype(np.int64)
     test = np.arange(len(labels)) % 5 == 0
     parts = [ArrayImages(images[torch.from_numpy(m)], labels[m]) for m in (~test, test)]
     return _in_memory("digits", parts[0], parts[1], 10, augment=False)
