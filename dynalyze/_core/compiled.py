@@ -49,6 +49,8 @@ def njit(*, cache: bool = False, **options: Any) -> Callable[[Callable[..., Any]
                 sources = _digest_of_sources(function.__module__)
                 if sources is not None:
                     cached._cache_file._source_stamp = sources
+                    # What is older is not even unpickled: it may name classes that are gone.
+                    cached._cache_file._version += f" {sources}"
             except (RuntimeError, OSError):  # "no locator available"
                 _warn_once()
         return dispatcher

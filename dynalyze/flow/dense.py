@@ -1,12 +1,15 @@
-"""Dense output in one form for every integrator: piecewise Chebyshev interpolants of z(t).
+"""Dense output in one form for every integrator: z(t) in pieces, as Bernstein's polynomials.
 
-Each accepted step is sampled at Chebyshev–Lobatto nodes as soon as it is made, at the lowest
-of the degrees 1, 2, 4 and 8 that reproduces it, and in pieces where none does. What is kept is
-arrays only, so that it can be saved, and its roots can be found all at once.
+A step that is a polynomial is kept as it is. Others are sampled at Chebyshev–Lobatto nodes as
+soon as they are made, at the lowest of the degrees 1, 2, 4 and 8 that reproduces them, and in
+pieces where none does. What is kept is arrays only, so that it can be saved, and its roots can be
+found all at once: a polynomial stays between its smallest and its largest coefficient, and the
+first and the last are its values at the ends.
 """
 
 from dataclasses import dataclass
 from functools import cache, cached_property
+from math import comb
 
 import numpy as np
 from numpy.polynomial import chebyshev
@@ -15,29 +18,30 @@ from dynalyze._core.arrays import ArrayLike, FloatArray, IntArray
 from dynalyze.errors import InvalidInputError
 from dynalyze.flow.steppers.protocol import Segment
 
-_DEGREES = (1, 2, 4, 8)
+_DEGREES = (1, 2, 4, 8)  # of pieces that are sampled
 _HIGHEST = _DEGREES[-1]
 _MOST_HALVINGS = 40
 _CHUNK = 4096  # times evaluated at once, which bounds the memory of one evaluation
 
 
+def bernstein(degree: int, x: float | FloatArray) -> FloatArray:
+    """Bernstein's polynomials at places x in [0, 1]; shape (*x.shape, degree + 1)."""
+    x, k = np.asarray(x)[..., None], np.arange(degree + 1)
+    binomials = np.array([comb(degree, i) for i in k], dtype=float)
+    values: FloatArray = binomials * x**k * (1 - x) ** (degree - k)
+    return values
+
+
 @cache
 def _nodes(degree: int) -> FloatArray:
-    """Chebyshev–Lobatto nodes on [−1, 1], ascending; shape (degree + 1,)."""
-    return np.asarray(-np.cos(np.pi * np.arange(degree + 1) / degree))
+    """Chebyshev–Lobatto nodes on [0, 1], ascending; shape (degree + 1,)."""
+    return np.asarray((1 - np.cos(np.pi * np.arange(degree + 1) / degree)) / 2)
 
 
-def _lagrange(degree: int, x: FloatArray) -> FloatArray:
-    """Lagrange polynomials of the nodes at points x, barycentric; shape (len(x), degree + 1)."""
-    weights = np.where(np.arange(degree + 1) % 2, -1.0, 1.0)
-    weights[[0, -1]] /= 2
-    distance = x[:, None] - _nodes(degree)
-    hit = distance == 0
-    terms = weights / np.where(hit, 1.0, distance)
-    basis: FloatArray = terms / terms.sum(axis=1, keepdims=True)
-    on_node = hit.any(axis=1)
-    basis[on_node] = hit[on_node]
-    return basis
+@cache
+def _from_values(degree: int) -> FloatArray:
+    """Matrix from values at the nodes to Bernstein's coefficients, (degree + 1, degree + 1)."""
+    return np.asarray(np.linalg.inv(bernstein(degree, _nodes(degree))))
 
 
 @cache
@@ -49,7 +53,8 @@ def _residuals() -> FloatArray:
     blocks = []
     for degree in _DEGREES[:-1]:
         block = -np.eye(_HIGHEST + 1)
-        block[:, :: _HIGHEST // degree] += _lagrange(degree, _nodes(_HIGHEST))
+        interpolant = bernstein(degree, _nodes(_HIGHEST)) @ _from_values(degree)
+        block[:, :: _HIGHEST // degree] += interpolant
         blocks.append(block)
     return np.concatenate(blocks)
 
@@ -57,13 +62,16 @@ def _residuals() -> FloatArray:
 @cache
 def _between() -> FloatArray:
     """Interpolant of the highest degree at those nodes of twice the degree that it lacks."""
-    return _lagrange(_HIGHEST, _nodes(2 * _HIGHEST)[1::2])
+    return bernstein(_HIGHEST, _nodes(2 * _HIGHEST)[1::2]) @ _from_values(_HIGHEST)
 
 
 @cache
-def _coefficients_of_values(degree: int) -> FloatArray:
-    """Matrix from values at the nodes to Chebyshev coefficients, (degree + 1, degree + 1)."""
-    return np.asarray(np.linalg.inv(chebyshev.chebvander(_nodes(degree), degree)), dtype=float)
+def _to_chebyshev(degree: int) -> FloatArray:
+    """Matrix from Bernstein's coefficients to Chebyshev's, (degree + 1, degree + 1)."""
+    nodes = _nodes(degree)
+    return np.asarray(
+        np.linalg.solve(chebyshev.chebvander(2 * nodes - 1, degree), bernstein(degree, nodes))
+    )
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,14 +80,14 @@ class DenseOutput:
 
     breaks: FloatArray  # (m + 1,), flow times at which the pieces join
     degrees: IntArray  # (m,), degree of each piece
-    node_values: FloatArray  # (Σ (degree + 1), p), z at the nodes of each piece in turn
+    coefficients: FloatArray  # (Σ (degree + 1), p), Bernstein's of each piece in turn
 
     def check(self) -> None:
         """Raise ValueError unless the three arrays fit together, as those of a damaged file."""
-        if not (np.diff(self.breaks) > 0).all() or not np.isin(self.degrees, _DEGREES).all():
+        if not (np.diff(self.breaks) > 0).all() or not (self.degrees >= 1).all():
             raise ValueError("the pieces of the dense output are out of order")
-        if len(self.node_values) != (self._offsets[-1] or 1):
-            raise ValueError("the dense output lacks values at its nodes")
+        if len(self.coefficients) != (self._offsets[-1] or 1):
+            raise ValueError("the dense output lacks coefficients")
 
     @cached_property
     def _offsets(self) -> IntArray:
@@ -94,7 +102,7 @@ class DenseOutput:
             If a time lies outside the intervals.
         """
         times = self.inside(t)
-        p = self.node_values.shape[1]
+        p = self.coefficients.shape[1]
         flat = times.ravel()
         z = np.empty((flat.size, p))
         for start in range(0, flat.size, _CHUNK):
@@ -122,16 +130,16 @@ class DenseOutput:
 
     def _evaluate(self, times: FloatArray) -> FloatArray:
         if len(self.degrees) == 0:
-            return np.broadcast_to(self.node_values[0], (len(times), self.node_values.shape[1]))
+            return np.broadcast_to(self.coefficients[0], (len(times), self.coefficients.shape[1]))
         pieces = np.searchsorted(self.breaks, times, side="right") - 1
         pieces = np.clip(pieces, 0, len(self.degrees) - 1)
         left, right = self.breaks[pieces], self.breaks[pieces + 1]
-        x = ((times - left) - (right - times)) / (right - left)
-        z = np.empty((len(times), self.node_values.shape[1]))
+        x = (times - left) / (right - left)
+        z = np.empty((len(times), self.coefficients.shape[1]))
         for degree in np.unique(self.degrees[pieces]):
             mask = self.degrees[pieces] == degree
             rows = self._offsets[pieces[mask]][:, None] + np.arange(degree + 1)
-            z[mask] = np.einsum("kn,knp->kp", _lagrange(degree, x[mask]), self.node_values[rows])
+            z[mask] = np.einsum("kn,knp->kp", bernstein(degree, x[mask]), self.coefficients[rows])
         return z
 
     def crossings(self, level: FloatArray) -> tuple[FloatArray, IntArray, IntArray]:
@@ -155,12 +163,8 @@ class DenseOutput:
         for degree in np.unique(self.degrees):
             pieces = np.flatnonzero(self.degrees == degree)
             rows = self._offsets[pieces][:, None] + np.arange(degree + 1)
-            values = self.node_values[rows]  # (pieces, degree + 1, p)
+            values = self.coefficients[rows]  # (pieces, degree + 1, p)
             low, high = values.min(axis=1), values.max(axis=1)
-            # An interpolant leaves the range of its node values by (Λ − 1)/2 of that range at
-            # most, where the Lebesgue constant Λ of these nodes is below 2.
-            margin = (high - low) / 2 if degree > 1 else 0.0
-            low, high = low - margin, high + margin
             near = ((low <= level) & (high >= level)) | ((low <= -level) & (high >= -level))
             for row, i in np.argwhere(near):
                 piece = pieces[row]
@@ -183,7 +187,7 @@ def _piece_crossings(values: FloatArray, level: float) -> list[tuple[float, int]
     last bit, and between the roots. So a crossing at a joint is found once, and a root that
     only touches the level not at all.
     """
-    coefficients = _coefficients_of_values(len(values) - 1) @ values
+    coefficients = _to_chebyshev(len(values) - 1) @ values
     size = np.max(np.abs(values)) + level
     roots: list[float] = []
     for target in (level, -level):
@@ -230,11 +234,16 @@ class DenseOutputBuilder:
 
     def add(self, segment: Segment, t_end: float) -> FloatArray:
         """Append a step up to flow time `t_end`, and return z there, shape (p,)."""
+        coefficients = getattr(segment, "coefficients", None)
+        if coefficients is not None and (segment.t_start, segment.t_end) == (
+            self._breaks[-1],
+            t_end,
+        ):
+            return self._append(t_end, coefficients)
         pending = [(self._breaks[-1], t_end, 0)]
         while pending:
             left, right, halvings = pending.pop()
-            times = _times(left, right, _HIGHEST)
-            values = segment.z(times)
+            values = segment.z(_times(left, right, _HIGHEST))
             tol = max(self._tol, 1e-14 * float(np.abs(values).max()))
             degree = self._lowest_degree(values, tol)
             if degree == _HIGHEST and halvings < _MOST_HALVINGS:
@@ -245,13 +254,19 @@ class DenseOutputBuilder:
                 if error > tol and left < middle < right:
                     pending += [(middle, right, halvings + 1), (left, middle, halvings + 1)]
                     continue
-            kept = values[:: _HIGHEST // degree].copy()
-            # The dense output of multistep methods misses the step's start by a local error.
-            kept[0] = self._last
-            self._last = kept[-1]
-            self._breaks.append(right)
-            self._degrees.append(degree)
-            self._values.append(kept)
+            kept = values[:: _HIGHEST // degree]
+            coefficients = kept[0] + _from_values(degree) @ (kept - kept[0])
+            coefficients[-1] = kept[-1]  # to the last bit
+            self._append(right, coefficients)
+        return self._last
+
+    def _append(self, t_end: float, coefficients: FloatArray) -> FloatArray:
+        # The dense output of multistep methods misses the step's start by a local error.
+        coefficients[0] = self._last
+        self._last = coefficients[-1]
+        self._breaks.append(t_end)
+        self._degrees.append(len(coefficients) - 1)
+        self._values.append(coefficients)
         return self._last
 
     @staticmethod
@@ -267,11 +282,11 @@ class DenseOutputBuilder:
         if self._start is not None and len(self._start.degrees):
             breaks = np.concatenate([self._start.breaks[:-1], breaks])
             degrees = np.concatenate([self._start.degrees, degrees])
-            values = [self._start.node_values, *values]
+            values = [self._start.coefficients, *values]
         return DenseOutput(breaks, degrees, np.concatenate(values or [self._first[None]]))
 
 
 def _times(left: float, right: float, degree: int) -> FloatArray:
-    times = left + (right - left) * (_nodes(degree) + 1) / 2
+    times = left + (right - left) * _nodes(degree)
     times[-1] = right
     return times

@@ -29,7 +29,7 @@ _SCHEMA = Schema(
         "losses": Array("n+1"),
         "breaks": Array("m+1", finite=True),
         "degrees": Array("m", dtype="int", least=1),
-        "node_values": Array("v", "p"),
+        "coefficients": Array("v", "p"),
         "origin_loss": Array(),
         "origin_field": Array("p"),
         "u0": Array("p", finite=True),
@@ -181,7 +181,7 @@ class Trajectory:
             "losses": self._losses_to_save(),
             "breaks": self.dense.breaks,
             "degrees": self.dense.degrees,
-            "node_values": self.dense.node_values,
+            "coefficients": self.dense.coefficients,
             "origin_loss": self.origin_loss,
             "origin_field": self.origin_field,
             "u0": self.init.u0,
@@ -222,7 +222,7 @@ class Trajectory:
                 arrays.pop("u0"), arrays.pop("v0"), log10_alpha=metadata.pop("log10_alpha")
             )
             dense = DenseOutput(
-                arrays.pop("breaks"), arrays.pop("degrees"), arrays.pop("node_values")
+                arrays.pop("breaks"), arrays.pop("degrees"), arrays.pop("coefficients")
             )
             dense.check()
             return cls(

@@ -81,12 +81,29 @@ def test_every_kernel_is_compiled_in_the_one_place_that_does_without_a_cache():
     assert sum("from dynalyze._core.compiled import njit" in text for text in sources.values()) > 3
 
 
-def test_kernels_are_compiled_anew_when_a_source_changes_and_only_then(tmp_path: Path):
-    """Not when a file is touched; and when what changed is another module, of the same age."""
+def copied_package(tmp_path: Path) -> Path:
     package = tmp_path / "copy" / "dynalyze"
     shutil.copytree(
         Path(dynalyze.__file__).parent, package, ignore=shutil.ignore_patterns("__pycache__")
     )
+    return package
+
+
+def printed_result(package: Path, cache: Path) -> str:
+    """What `kernel.result()` of a package returns in a process of its own."""
+    return subprocess.run(
+        [sys.executable, "-Bc", "from dynalyze.kernel import result; print(result())"],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYTHONPATH": str(package.parent), "NUMBA_CACHE_DIR": str(cache)},
+        cwd=package.parent,
+        check=True,
+    ).stdout
+
+
+def test_kernels_are_compiled_anew_when_a_source_changes_and_only_then(tmp_path: Path):
+    """Not when a file is touched; and when what changed is another module, of the same age."""
+    package = copied_package(tmp_path)
     inlined, kernel = package / "inlined.py", package / "kernel.py"
     inlined.write_text("RESULT = 1\n", encoding="utf-8")
     kernel.write_text(
@@ -97,15 +114,8 @@ def test_kernels_are_compiled_anew_when_a_source_changes_and_only_then(tmp_path:
     cache = tmp_path / "cache"
 
     def outcome() -> tuple[str, dict[str, int]]:
-        done = subprocess.run(
-            [sys.executable, "-Bc", "from dynalyze.kernel import result; print(result())"],
-            capture_output=True,
-            text=True,
-            env=os.environ | {"PYTHONPATH": str(package.parent), "NUMBA_CACHE_DIR": str(cache)},
-            cwd=package.parent,
-            check=True,
-        )
-        return done.stdout, {file.name: file.stat().st_mtime_ns for file in cache.rglob("*.nb?")}
+        stdout = printed_result(package, cache)
+        return stdout, {file.name: file.stat().st_mtime_ns for file in cache.rglob("*.nb?")}
 
     printed, kept = outcome()
     assert printed == "1\n"
@@ -116,6 +126,19 @@ def test_kernels_are_compiled_anew_when_a_source_changes_and_only_then(tmp_path:
     inlined.write_text("RESULT = 2\n", encoding="utf-8")
     os.utime(inlined, ns=(age, age))
     assert outcome()[0] == "2\n"
+
+
+def test_kernels_are_compiled_anew_when_a_class_that_they_took_is_gone(tmp_path: Path):
+    package = copied_package(tmp_path)
+    for name in ("Before", "After"):
+        (package / "kernel.py").write_text(
+            f"from typing import NamedTuple\nfrom dynalyze._core.compiled import njit\n"
+            f"class {name}(NamedTuple):\n    value: int\n"
+            f"@njit(cache=True)\ndef first(pair):\n    return pair.value\n"
+            f"def result():\n    return first({name}(7))\n",
+            encoding="utf-8",
+        )
+        assert printed_result(package, tmp_path / "cache") == "7\n"
 
 
 _FORMULA = """

@@ -6,6 +6,7 @@ from objectives import small_head
 
 from dynalyze.flow.initialization import Initialization
 from dynalyze.flow.simulate import simulate
+from dynalyze.models import DiagonalLinear
 
 END = 6.0  # rescaled time
 
@@ -34,6 +35,29 @@ def test_crossings_and_plateaus(log10_alpha):
         assert len(rest) > 100
     own_theta, theta = own.theta_at(rest), lsoda.theta_at(rest)
     np.testing.assert_allclose(own_theta, theta, rtol=0, atol=1e-7)
+
+
+def test_hundreds_of_coordinates_that_move_at_once():
+    rng = np.random.default_rng(0)
+    X = rng.standard_normal((300, 150))
+    y = X @ rng.standard_normal(150)
+    init = Initialization.gaussian(150, log10_alpha=-1, rng=1)
+
+    def run(method, tol, **end):
+        model = DiagonalLinear(150)
+        return simulate(model, (X, y), init, method=method, tol=tol, max_seconds=60, **end)
+
+    own = run("surrogate", 1e-6)
+    assert own.status == "stationary"
+    exact = run("LSODA", 1e-10, until=own.t[-1])
+    (t, *which), (exact_t, *exact_which) = own.crossings(0.05), exact.crossings(0.05)
+    np.testing.assert_array_equal(which, exact_which)
+    objective = DiagonalLinear(150).bind((X, y))
+    speed = np.abs(
+        [objective.field(theta)[i] for theta, i in zip(own.theta_at(t), which[0], strict=True)]
+    )
+    assert len(t) > 100
+    assert np.max(speed * np.abs(t - exact_t)) < 3e-6
 
 
 def test_self_convergence_and_work_at_1e_minus_1000():

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.interpolate import BPoly
 
 from dynalyze.errors import InvalidInputError
 from dynalyze.flow.dense import DenseOutput, DenseOutputBuilder
@@ -54,6 +55,28 @@ def test_reproduces_any_curve_to_its_tolerance(curve, n, tol):
 def test_lowest_degree_is_taken(power, degree):
     dense = build(lambda t: np.asarray(t)[..., None] ** power, [0.0, 1.0, 2.0])
     np.testing.assert_array_equal(dense.degrees, degree)
+
+
+class Cubic(Curve):
+    """A step that knows its coefficients, and must not be sampled."""
+
+    def __init__(self, coefficients, t_start, t_end):
+        super().__init__(None, t_start, t_end)
+        self.coefficients = coefficients
+
+
+def test_a_step_that_is_a_polynomial_is_kept_as_it_is():
+    joints, pieces = [0.0, 1e-3, 1e6], np.random.default_rng(3).standard_normal((2, 4, 5))
+    pieces[1, 0] = pieces[0, -1]
+    builder = DenseOutputBuilder(0.0, pieces[0, 0], tol=1e-9)
+    for left, right, piece in zip(joints[:-1], joints[1:], pieces, strict=True):
+        builder.add(Cubic(piece.copy(), left, right), right)
+    dense = builder.build()
+    np.testing.assert_array_equal(dense.degrees, 3)
+    t = np.linspace(0, 1, 31)
+    for left, right, piece in zip(joints[:-1], joints[1:], pieces, strict=True):
+        expected = BPoly(piece[:, None], [left, right])(left + (right - left) * t)
+        np.testing.assert_allclose(dense(left + (right - left) * t), expected, atol=1e-14)
 
 
 def test_exponential_relaxation_before_a_long_plateau_is_halved_not_lost():

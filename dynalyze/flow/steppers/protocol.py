@@ -12,7 +12,11 @@ from dynalyze.models.protocol import Objective
 
 
 class Segment(Protocol):
-    """One accepted step, or part of one, with its dense output."""
+    """One accepted step, or part of one, with its dense output.
+
+    One that is a polynomial may have `coefficients` of Bernstein's polynomials, (degree + 1, p),
+    which are then kept as they are; otherwise z(t) is sampled.
+    """
 
     @property
     def t_start(self) -> float:

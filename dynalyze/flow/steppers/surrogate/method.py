@@ -17,7 +17,7 @@ from dynalyze.errors import FlowError
 from dynalyze.flow.steppers.guarded import describe_bad_field
 from dynalyze.flow.steppers.surrogate.columns import Columns, levels, renewed
 from dynalyze.flow.steppers.surrogate.large import MANY, follow_many
-from dynalyze.flow.steppers.surrogate.path import FAILED, THRESHOLD, Limits, Path, follow
+from dynalyze.flow.steppers.surrogate.path import FAILED, THRESHOLD, Path, StoppingCriteria, follow
 from dynalyze.flow.steppers.surrogate.remainder import (
     ROUNDING,
     Polynomial,
@@ -26,7 +26,7 @@ from dynalyze.flow.steppers.surrogate.remainder import (
     extrapolation,
     newton_form,
 )
-from dynalyze.flow.steppers.surrogate.rosenbrock import Surrogate
+from dynalyze.flow.steppers.surrogate.rosenbrock import Surrogate, newton_value
 from dynalyze.flow.steppers.surrogate.state import Problem, State, failure
 
 _TARGET = 0.5  # error aimed at, in units of a step's tolerance
@@ -41,7 +41,6 @@ _PATIENCE = 5  # attempts after which dear columns are renewed and the step shor
 _SHORTEST = 1e-12  # duration of a step, in units of the flow time, that still leads anywhere
 _LATEST = 1e300  # flow time beyond which nothing can be represented
 _SHORTEST_ARC = 1e-6  # that is expected again, in units of the largest |θ|
-_ROUNDING = 1e-14  # of the field, in units of its own size
 
 
 class Prediction(NamedTuple):
@@ -162,7 +161,7 @@ def _predict(problem: Problem, state: State, duration: float, caution: float) ->
     sizes = error_sizes(nodes, newton, problem.order, rate, problem.length)
     # within bounds whose powers are finite
     size = float(np.clip(max(columns.size(newest), 1e-4 * problem.length), 1e-30, 1e30))
-    floor = _ROUNDING * float(np.max(np.abs(newton[0]))) / size ** np.arange(len(sizes))
+    floor = ROUNDING * float(np.max(np.abs(newton[0]))) / size ** np.arange(len(sizes))
     sizes = np.clip(sizes, floor, 1e200) * caution
     polynomial = extrapolation(nodes, newton, sizes, state.s, state.arc)
     if problem.quadratic:  # the remainder is constant
@@ -171,7 +170,7 @@ def _predict(problem: Problem, state: State, duration: float, caution: float) ->
     known = columns.weight > 0
     thresholds[known] += np.log(columns.weight[known])
     thresholds[columns.active] = np.inf
-    limits = Limits(
+    stopping = StoppingCriteria(
         free=True,
         sizes=sizes,
         target=_TARGET * tol,
@@ -179,7 +178,7 @@ def _predict(problem: Problem, state: State, duration: float, caution: float) ->
         thresholds=thresholds,
         resolution=columns.resolution(newest, tol, problem.length),
     )
-    path = _follow(problem, state, columns, polynomial, duration, limits)
+    path = _follow(problem, state, columns, polynomial, duration, stopping)
     terms = len(polynomial.newton)
     inside = terms < len(sizes) and sizes[terms] > 0
     correction = sizes[terms] * abs(path.integrals[2, terms]) if inside else 0.0
@@ -190,7 +189,7 @@ def _correct(problem: Problem, state: State, prediction: Prediction) -> Attempt:
     """Evaluate the field at the end of a predicted path, and solve the surrogate with it."""
     path, nodes, polynomial, promised = prediction
     tol, known, columns = problem.tol, state.samples, state.columns
-    duration, end, best = float(path.t[-1]), path.y[-1], path.best
+    duration, end, order = float(path.t[-1]), path.y[-1], path.order
     change, error, surprise = np.inf, 0.0, 0.0
     for iteration in range(_MOST_CORRECTIONS):
         sample = problem.evaluate(float(end[-1]), state.z + end[:-1])
@@ -208,14 +207,14 @@ def _correct(problem: Problem, state: State, prediction: Prediction) -> Attempt:
             problem.quadratic or _misfit(columns, sample, path, polynomial) <= _CONVERGED * tol
         ):
             return Attempt(path, samples, replace(columns, exact=exact))
-        new_nodes, newton = newton_form(samples[: best + 1], exact, columns.active, columns.matrix)
-        terms = min(best if close else best + 1, len(new_nodes))
+        new_nodes, newton = newton_form(samples[: order + 1], exact, columns.active, columns.matrix)
+        terms = min(order if close else order + 1, len(new_nodes))
         corrected = Polynomial(new_nodes, newton[:terms], max(sample.s, state.s))
-        trial = _solve(problem, state, columns, corrected, duration, best)
-        plain, moment = trial.integrals[:2, best]
+        trial = _solve(problem, state, columns, corrected, duration, order)
+        plain, moment = trial.integrals[:2, order]
         if trial.status == FAILED or not np.isfinite(moment):
             break
-        size = float(np.max(np.abs(newton[best]))) if terms > best else 0.0
+        size = float(np.max(np.abs(newton[order]))) if terms > order else 0.0
         before, change = change, float(np.max(np.abs(trial.y[-1, :-1] - end[:-1])))
         if first:
             # Where the remainder is not as smooth as its differences say, as where the path turns.
@@ -243,9 +242,8 @@ def _misfit(columns: Columns, sample: Sample, path: Path, polynomial: Polynomial
     """Bound of the correction of z that a sample at the end of a path asks for."""
     remainder = sample.field + columns.matrix @ sample.theta[columns.active]
     nodes, newton, s_last = polynomial
-    s, value = min(sample.s, s_last), newton[-1]
-    for m in range(len(newton) - 2, -1, -1):
-        value = value * (s - nodes[m]) + newton[m]
+    s, value = min(sample.s, s_last), np.empty_like(remainder)
+    newton_value(nodes, newton, s, value, np.empty_like(value))
     known = np.abs(remainder - value) - ROUNDING * np.abs(remainder)
     difference = max(float(np.max(known)), 0.0)
     m, duration = len(newton), float(path.t[-1])
@@ -278,8 +276,8 @@ def _solve(
     problem: Problem, state: State, columns: Columns, p: Polynomial, duration: float, most: int
 ) -> Path:
     """Follow the surrogate to a given time, with integrals for up to `most` nodes."""
-    limits = Limits(False, np.zeros(most + 1), 1.0, 1.0, np.zeros(0), 0.0)
-    return _follow(problem, state, columns, p, duration, limits)
+    stopping = StoppingCriteria(False, np.zeros(most + 1), 1.0, 1.0, np.zeros(0), 0.0)
+    return _follow(problem, state, columns, p, duration, stopping)
 
 
 def _follow(
@@ -288,7 +286,7 @@ def _follow(
     columns: Columns,
     p: Polynomial,
     duration: float,
-    limits: Limits,
+    stopping: StoppingCriteria,
 ) -> Path:
     """Follow the surrogate from a state, from where z counts; lengths are those of arcs."""
     active, weight = columns.active, columns.weight
@@ -304,4 +302,4 @@ def _follow(
         ROUNDING * np.abs(p.newton[0]),
     )
     method = follow_many if active.size >= MANY else follow
-    return method(flow, state.s, duration, state.inner_step, _INNER * problem.tol, limits)
+    return method(flow, state.s, duration, state.inner_step, _INNER * problem.tol, stopping)

@@ -3,6 +3,7 @@
 It evaluates no gradient: its cost is k × k linear algebra for k active coordinates.
 """
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -13,8 +14,8 @@ from dynalyze._core.compiled import njit
 from dynalyze.flow.steppers.surrogate.rosenbrock import (
     Surrogate,
     dense_coefficients,
-    linearize,
     rosenbrock_step,
+    surrogate_rates,
     work_space,
 )
 
@@ -26,21 +27,21 @@ TURN = 4  # the coordinates that moved have come to rest, and others move instea
 PAUSED = 5  # many inner steps were made
 
 # Gauss–Legendre on [0, 1], for the integrals of the interpolation error along the path
-_POINTS = np.array(
+GAUSS_POINTS = np.array(
     [0.06943184420297371, 0.33000947820757187, 0.6699905217924281, 0.930568155797026]
 )
 _WEIGHTS = np.array(
     [0.1739274225687269, 0.3260725774312731, 0.3260725774312731, 0.1739274225687269]
 )
-_MOST_STEPS = 2000  # inner steps of a path
-_PAUSE = 500  # inner steps after which a free path ends
+MOST_STEPS = 2000  # inner steps of a path
+PAUSE = 500  # inner steps after which a free path ends
 _TURNED = 1.2  # factor by which the speed has grown again at a turn
 _SLOWED = 0.5  # factor by which it has fallen before
 _KNOWN = 1e-2  # error at lowest order, in units of its target, below which a turn does not matter
 _OVERSHOOT = 0.1  # in log|θ|, at a threshold
 
 
-class Limits(NamedTuple):
+class StoppingCriteria(NamedTuple):
     """When to stop before the end time.
 
     With m nodes x the remainder is known up to an error of about E_m ∏ (s − x_i). Its integral
@@ -64,19 +65,24 @@ class Path:
     t: FloatArray  # (n + 1,), ends of the inner steps
     y: FloatArray  # (n + 1, p + 1), z and s
     rates: FloatArray  # (n + 1, p), dz/dt
-    quadratic: FloatArray  # (n, p + 1), coefficients of the dense output
-    cubic: FloatArray  # (n, p + 1)
+    # y in between: coefficients of Bernstein's polynomials, (n, 4, p + 1), or n functions of t
+    dense: FloatArray | Sequence[Callable[[FloatArray], FloatArray]]
     integrals: (
         FloatArray  # (3, M + 1), ∫ ω dt, ∫ ω s dt, ∫ ω (s − x_{m−1}) dt, ω = ∏_{i<m−1}(s − x_i)
     )
-    best: int  # m of the smallest predicted error
+    order: int  # m of the smallest predicted error
     inner_step: float  # to go on with
 
 
 def follow(
-    flow: Surrogate, s: float, duration: float, first_step: float, tol: float, limits: Limits
+    flow: Surrogate,
+    s: float,
+    duration: float,
+    first_step: float,
+    tol: float,
+    stopping: StoppingCriteria,
 ) -> Path:
-    """Follow the surrogate for a time, or until one of the limits.
+    """Follow the surrogate for a time, or until one of the stopping criteria.
 
     Parameters
     ----------
@@ -90,22 +96,16 @@ def follow(
         Inner step to try first.
     tol : float
         Absolute error of z per inner step.
-    limits : Limits
+    stopping : StoppingCriteria
         Reasons to stop before.
     """
-    result = _follow(flow, s, duration, min(first_step, duration), tol, limits)
-    status, n, t, y, rates, quadratic, cubic, integrals, best, inner_step = result
-    return Path(
-        status,
-        t[: n + 1].copy(),
-        y[: n + 1].copy(),
-        rates[: n + 1].copy(),
-        quadratic[:n].copy(),
-        cubic[:n].copy(),
-        integrals,
-        best,
-        inner_step,
-    )
+    result = _follow(flow, s, duration, min(first_step, duration), tol, stopping)
+    status, n, t, y, rates, quadratic, cubic, integrals, order, inner_step = result
+    t, y, rates, quadratic, cubic = t[: n + 1], y[: n + 1], rates[: n + 1], quadratic[:n], cubic[:n]
+    start, end = y[:-1], y[1:]
+    first, second = (2 * start + end + quadratic) / 3, (start + 2 * end + quadratic + cubic) / 3
+    dense = np.stack([start, first, second, end], axis=1)
+    return Path(status, t.copy(), y.copy(), rates.copy(), dense, integrals, order, inner_step)
 
 
 @njit(cache=True, error_model="numpy")
@@ -133,18 +133,16 @@ def accumulate(
     integrals: FloatArray,
     sums: FloatArray,
     h: float,
-    s: FloatArray,
+    arc: FloatArray,
     nodes: FloatArray,
     resolution: float,
 ) -> None:
-    """Fill `sums` with the integrals after one more step, on which s is a cubic."""
+    """Fill `sums` with the integrals after one more step, with s = `arc` at its Gauss points."""
     for j in range(3):
         for m in range(integrals.shape[1]):
             sums[j, m] = integrals[j, m]
     for q in range(4):
-        f = _POINTS[q]
-        at = (1 - f) * s[0] + f * (s[1] + (1 - f) * (s[2] + f * s[3]))
-        omega = h * _WEIGHTS[q]
+        at, omega = arc[q], h * _WEIGHTS[q]
         for m in range(1, integrals.shape[1]):
             sums[0, m] += omega
             sums[1, m] += omega * at
@@ -154,29 +152,36 @@ def accumulate(
 
 
 @njit(cache=True, error_model="numpy")
-def predicted_error(integrals: FloatArray, s: float, limits: Limits) -> tuple[float, int]:
+def predicted_error(
+    integrals: FloatArray, s: float, stopping: StoppingCriteria
+) -> tuple[float, int]:
     """Smallest error over m, in units of the targets, and that m."""
-    smallest, best = np.inf, 1
+    smallest, order = np.inf, 1
     for m in range(1, integrals.shape[1]):
-        step = abs(integrals[1, m] - s * integrals[0, m]) / limits.target
+        step = abs(integrals[1, m] - s * integrals[0, m]) / stopping.target
         error = 0.0  # even where the integrals overflow
-        if limits.sizes[m] > 0:
-            error = limits.sizes[m] * max(step, abs(integrals[2, m]) / limits.predictor_target)
+        if stopping.sizes[m] > 0:
+            error = stopping.sizes[m] * max(step, abs(integrals[2, m]) / stopping.predictor_target)
         if error < smallest:
-            smallest, best = error, m
-    return smallest, best
+            smallest, order = error, m
+    return smallest, order
 
 
 @njit(cache=True, error_model="numpy")
-def lowest_order_error(integrals: FloatArray, limits: Limits) -> float:
+def lowest_order_error(integrals: FloatArray, stopping: StoppingCriteria) -> float:
     """Error of the predictor with the fewest nodes, in units of its target."""
-    m = 1 if limits.sizes[1] < np.inf or limits.sizes.shape[0] == 2 else 2
-    return limits.sizes[m] * abs(integrals[2, m]) / limits.predictor_target
+    m = 1 if stopping.sizes[1] < np.inf or stopping.sizes.shape[0] == 2 else 2
+    return stopping.sizes[m] * abs(integrals[2, m]) / stopping.predictor_target
 
 
 @njit(cache=True, error_model="numpy")
 def _follow(  # noqa: PLR0912, PLR0915 — its state is in local variables, as Numba likes it
-    flow: Surrogate, s0: float, t_end: float, first_step: float, tol: float, limits: Limits
+    flow: Surrogate,
+    s0: float,
+    t_end: float,
+    first_step: float,
+    tol: float,
+    stopping: StoppingCriteria,
 ) -> tuple[
     int,
     int,
@@ -191,22 +196,22 @@ def _follow(  # noqa: PLR0912, PLR0915 — its state is in local variables, as N
 ]:
     """See `follow`; returns the arrays, of which n + 1 or n rows are filled."""
     p = flow.up.shape[0]
-    t, y = np.zeros(_MOST_STEPS + 1), np.empty((_MOST_STEPS + 1, p + 1))
-    rates = np.empty((_MOST_STEPS + 1, p))
-    quadratic, cubic = np.empty((_MOST_STEPS, p + 1)), np.empty((_MOST_STEPS, p + 1))
+    t, y = np.zeros(MOST_STEPS + 1), np.empty((MOST_STEPS + 1, p + 1))
+    rates = np.empty((MOST_STEPS + 1, p))
+    quadratic, cubic = np.empty((MOST_STEPS, p + 1)), np.empty((MOST_STEPS, p + 1))
     work = work_space(p, flow.active.shape[0])
-    terms = limits.sizes.shape[0]
+    terms = stopping.sizes.shape[0]
     integrals, sums = np.zeros((3, terms)), np.zeros((3, terms))
-    new, s = np.empty(p + 1), np.empty(4)
+    new, arc = np.empty(p + 1), np.empty(4)
     for i in range(p):
         y[0, i] = 0.0
     y[0, p] = s0
-    h, n, best, status = first_step, 0, 1, 0
+    h, n, order, status = first_step, 0, 1, 0
     predicted, reached = 0.0, False
-    linearize(flow, y[0], work)
-    first_speed = slowest = work.rates[p]
+    surrogate_rates(flow, y[0], work.start)
+    first_speed = slowest = work.start.rates[p]
     resting = False
-    for _ in range(4 * _MOST_STEPS):
+    for _ in range(4 * MOST_STEPS):
         last = t[n] + h * (1 + 1e-7) >= t_end
         if last:
             h = t_end - t[n]
@@ -217,53 +222,56 @@ def _follow(  # noqa: PLR0912, PLR0915 — its state is in local variables, as N
         if error > 1.0:
             h *= max(0.1, 0.9 * error**-0.25)
             continue
-        if limits.free:
-            fraction, reached = approach(flow, y[n], new, limits.thresholds)
+        if stopping.free:
+            fraction, reached = approach(flow, y[n], new, stopping.thresholds)
             if fraction < 1.0:
                 h *= fraction
                 continue
         dense_coefficients(work, quadratic[n], cubic[n])
-        s[0], s[1], s[2], s[3] = y[n, p], new[p], quadratic[n, p], cubic[n, p]
-        accumulate(integrals, sums, h, s, flow.nodes, limits.resolution)
-        if limits.free and not resting:
-            predicted, best = predicted_error(sums, float(new[p]), limits)
+        for q in range(4):
+            f = GAUSS_POINTS[q]
+            bend = quadratic[n, p] + f * cubic[n, p]
+            arc[q] = (1 - f) * y[n, p] + f * (new[p] + (1 - f) * bend)
+        accumulate(integrals, sums, h, arc, flow.nodes, stopping.resolution)
+        if stopping.free and not resting:
+            predicted, order = predicted_error(sums, float(new[p]), stopping)
             if predicted > 1.3:
-                h *= max(0.2, min(0.9, predicted ** (-1.0 / (best + 1))))
+                h *= max(0.2, min(0.9, predicted ** (-1.0 / (order + 1))))
                 continue
         integrals, sums = sums, integrals
         n += 1
         t[n] = t_end if last else t[n - 1] + h
         for i in range(p):
-            rates[n - 1, i] = work.rates[i]
+            rates[n - 1, i] = work.start.rates[i]
             y[n, i] = new[i]
         y[n, p] = new[p]
         h *= min(6.0 if error > 1e-8 else 100.0, 0.9 * max(error, 1e-10) ** -0.25)
-        linearize(flow, y[n], work)
-        slowest = min(slowest, work.rates[p])
+        surrogate_rates(flow, y[n], work.start)
+        slowest = min(slowest, work.start.rates[p])
         # At rest for good: nothing moves, and by no more than rounding is that uncertain.
-        unknown = predicted * limits.predictor_target if limits.free else np.inf
+        unknown = predicted * stopping.predictor_target if stopping.free else np.inf
         resting = True
         for i in range(p):
-            resting &= work.rates[i] == 0.0 and unknown <= 10 * flow.floor[i] * t[n]
+            resting &= work.start.rates[i] == 0.0 and unknown <= 10 * flow.floor[i] * t[n]
         if resting and not last:
             h = t_end - t[n]  # nothing moves any more
-        turned = slowest < _SLOWED * first_speed and work.rates[p] > _TURNED * slowest
+        turned = slowest < _SLOWED * first_speed and work.start.rates[p] > _TURNED * slowest
         if last:
             status = REACHED_END
-        elif limits.free and reached:
+        elif stopping.free and reached:
             status = THRESHOLD
-        elif limits.free and predicted > 0.6 and not resting:
+        elif stopping.free and predicted > 0.6 and not resting:
             status = ERROR_LIMIT
-        elif limits.free and turned and lowest_order_error(integrals, limits) > _KNOWN:
+        elif stopping.free and turned and lowest_order_error(integrals, stopping) > _KNOWN:
             status = TURN
-        elif limits.free and n >= _PAUSE:
+        elif stopping.free and n >= PAUSE:
             status = PAUSED
-        elif n == _MOST_STEPS:
+        elif n == MOST_STEPS:
             status = FAILED
         if status != 0:
             break
     for i in range(p):
-        rates[n, i] = work.rates[i]
+        rates[n, i] = work.start.rates[i]
     if status == 0:
         status = FAILED
-    return status, n, t, y, rates, quadratic, cubic, integrals, best, h
+    return status, n, t, y, rates, quadratic, cubic, integrals, order, h

@@ -12,7 +12,7 @@ import numpy as np
 
 from dynalyze._core.arrays import FloatArray, IntArray
 
-ROUNDING = 16 * np.finfo(float).eps  # of a remainder, in units of its own size
+ROUNDING = 1e-14  # of a remainder, in units of its own size
 _EXTRAPOLATION = 2.0  # largest, in units of the span of the newest nodes
 
 

@@ -56,7 +56,6 @@ _CUBIC = np.array(
         -6.594389125716872,
     ]
 )
-
 _factorize = _LAPACK().numba_xxgetrf(types.float64)  # Numba's own door to LAPACK's dgetrf
 
 
@@ -94,17 +93,21 @@ class Surrogate(NamedTuple):
     floor: FloatArray  # (p,), rates below it are rounding, and count as 0
 
 
+class Point(NamedTuple):
+    """The surrogate field at some y, and what its Jacobian is made of."""
+
+    rates: FloatArray  # (p + 1,), dy/dt
+    theta: FloatArray  # (k,), θ
+    slope: FloatArray  # (k,), dθ/dz
+    remainder_slope: FloatArray  # (p,), dP/ds
+
+
 class Work(NamedTuple):
     """Arrays that one run of the integrator reuses."""
 
-    rates: FloatArray  # (p + 1,), dy/dt at the start of a step
-    theta: FloatArray  # (k,), θ there
-    slope: FloatArray  # (k,), dθ/dz there
-    remainder_slope: FloatArray  # (p,), dP/ds there
+    start: Point  # of a step
+    inner: Point  # of its last stage
     stages: FloatArray  # (6, p + 1)
-    stage_rates: FloatArray  # (p + 1,)
-    stage_theta: FloatArray  # (k,)
-    stage_slope: FloatArray  # (k,)
     matrix: FloatArray  # (k + 1, k + 1)
     pivots: IntArray  # (k + 1,)
     x: FloatArray  # (k + 1,)
@@ -114,14 +117,9 @@ class Work(NamedTuple):
 def work_space(p: int, k: int) -> Work:
     """Arrays for p coordinates, k of them active."""
     return Work(
-        np.empty(p + 1),
-        np.empty(k),
-        np.empty(k),
-        np.empty(p),
+        Point(np.empty(p + 1), np.empty(k), np.empty(k), np.empty(p)),
+        Point(np.empty(p + 1), np.empty(k), np.empty(k), np.empty(p)),
         np.empty((6, p + 1)),
-        np.empty(p + 1),
-        np.empty(k),
-        np.empty(k),
         np.empty((k + 1, k + 1)),
         np.empty(k + 1, np.int32),
         np.empty(k + 1),
@@ -129,65 +127,59 @@ def work_space(p: int, k: int) -> Work:
 
 
 @njit(cache=True, error_model="numpy", fastmath={"contract", "reassoc"})
-def surrogate_rates(
-    flow: Surrogate, y: FloatArray, rates: FloatArray, theta: FloatArray, slope: FloatArray
+def newton_value(
+    nodes: FloatArray, newton: FloatArray, s: float, value: FloatArray, slope: FloatArray
 ) -> None:
-    """(dz/dt, ds/dt); fills θ and dθ/dz of the active coordinates as well."""
-    p, k, terms = flow.up.shape[0], flow.active.shape[0], flow.newton.shape[0]
+    """Fill the value at s of a polynomial in Newton's form, and its derivative, each (p,)."""
+    last = newton.shape[0] - 1
+    for i in range(value.shape[0]):
+        value[i], slope[i] = newton[last, i], 0.0
+    for m in range(last - 1, -1, -1):
+        distance = s - nodes[m]
+        for i in range(value.shape[0]):
+            slope[i] = slope[i] * distance + value[i]
+            value[i] = value[i] * distance + newton[m, i]
+
+
+@njit(cache=True, error_model="numpy", fastmath={"contract", "reassoc"})
+def surrogate_rates(flow: Surrogate, y: FloatArray, at: Point) -> None:
+    """Fill in dy/dt at y, and all that the Jacobian there is made of."""
+    p, k = flow.up.shape[0], flow.active.shape[0]
     for a in range(k):
         i = flow.active[a]
         grown = np.exp(flow.up[i] + 2 * y[i])
         shrunk = np.exp(flow.down[i] - 2 * y[i])
-        theta[a] = grown - shrunk
-        slope[a] = 2 * (grown + shrunk)
-    s = min(y[p], flow.s_last)
-    for i in range(p):
-        rates[i] = flow.newton[terms - 1, i]
-    for m in range(terms - 2, -1, -1):
-        distance = s - flow.nodes[m]
-        for i in range(p):
-            rates[i] = rates[i] * distance + flow.newton[m, i]
+        at.theta[a] = grown - shrunk
+        at.slope[a] = 2 * (grown + shrunk)
+    newton_value(flow.nodes, flow.newton, min(y[p], flow.s_last), at.rates[:p], at.remainder_slope)
+    if y[p] >= flow.s_last:
+        at.remainder_slope[:] = 0.0
     for i in range(p):
         value = 0.0
         for a in range(k):
-            value += flow.columns[i, a] * theta[a]
-        rate = rates[i] - value
-        rates[i] = 0.0 if abs(rate) < flow.floor[i] else rate
+            value += flow.columns[i, a] * at.theta[a]
+        rate = at.rates[i] - value
+        at.rates[i] = 0.0 if abs(rate) < flow.floor[i] else rate
     speed = 0.0
     for a in range(k):
-        speed += (slope[a] * rates[flow.active[a]]) ** 2
-    rates[p] = np.sqrt(speed)
-
-
-@njit(cache=True, error_model="numpy")
-def linearize(flow: Surrogate, y: FloatArray, work: Work) -> None:
-    """Rates at y, and all that the Jacobian there is made of."""
-    surrogate_rates(flow, y, work.rates, work.theta, work.slope)
-    p, terms = flow.up.shape[0], flow.newton.shape[0]
-    s = y[p]
-    for i in range(p):
-        derivative = 0.0
-        if s < flow.s_last:
-            value = flow.newton[terms - 1, i]
-            for m in range(terms - 2, -1, -1):
-                derivative = derivative * (s - flow.nodes[m]) + value
-                value = value * (s - flow.nodes[m]) + flow.newton[m, i]
-        work.remainder_slope[i] = derivative
+        speed += (at.slope[a] * at.rates[flow.active[a]]) ** 2
+    at.rates[p] = np.sqrt(speed)
 
 
 @njit(cache=True, error_model="numpy", fastmath={"contract", "reassoc"})
-def _iteration_matrix(flow: Surrogate, work: Work, shift: float) -> None:
+def iteration_matrix(flow: Surrogate, work: Work, shift: float) -> None:
     """I/(hγ) − J of the active coordinates and s, column by column as LAPACK wants it."""
     k = flow.active.shape[0]
-    active, block, matrix, slope = flow.active, flow.block, work.matrix, work.slope
-    rates, speed = work.rates, work.rates[work.rates.shape[0] - 1]
+    active, block, matrix, slope = flow.active, flow.block, work.matrix, work.start.slope
+    rates = work.start.rates
+    speed = rates[rates.shape[0] - 1]
     for b in range(k):
         for a in range(k):
             matrix[b, a] = block[b, a] * slope[b]
         matrix[b, b] += shift
         matrix[b, k] = 0.0
     for a in range(k):
-        matrix[k, a] = -work.remainder_slope[active[a]]
+        matrix[k, a] = -work.start.remainder_slope[active[a]]
     matrix[k, k] = shift
     if speed > 1e-200:
         # ds/dt = |dθ/dt| with dθ_a/dt = slope_a rate_a, and d(slope)/dz = 4θ
@@ -198,28 +190,29 @@ def _iteration_matrix(flow: Surrogate, work: Work, shift: float) -> None:
             for a in range(k):
                 value += work.x[a] * block[b, a]
             rate = rates[active[b]]
-            matrix[b, k] = (value - 4 * work.theta[b] * rate * (rate / speed)) * slope[b]
+            matrix[b, k] = (value - 4 * work.start.theta[b] * rate * (rate / speed)) * slope[b]
         for a in range(k):
-            matrix[k, k] -= work.x[a] * work.remainder_slope[active[a]]
+            matrix[k, k] -= work.x[a] * work.start.remainder_slope[active[a]]
 
 
 @njit(cache=True, error_model="numpy", fastmath={"contract", "reassoc"})
 def rosenbrock_step(  # noqa: PLR0912 — one loop nest, which calls would only scatter
     flow: Surrogate, y: FloatArray, h: float, work: Work, new: FloatArray
 ) -> float:
-    """Step of length h from y into `new`, after `linearize` there; returns the error of z.
+    """Step of length h from y into `new`, where `work.start` is; returns the error of z.
 
     The passive coordinates follow explicitly, without linear algebra.
     """
     p, k = flow.up.shape[0], flow.active.shape[0]
-    active, stages, rates, x = flow.active, work.stages, work.stage_rates, work.x
+    active, stages, x = flow.active, work.stages, work.x
+    rates, theta = work.inner.rates, work.inner.theta
     shift = 1.0 / (h * _GAMMA)
-    _iteration_matrix(flow, work, shift)
+    iteration_matrix(flow, work, shift)
     _factorize(100, k + 1, k + 1, work.matrix.ctypes, k + 1, work.pivots.ctypes)  # 100: "d"
     for stage in range(6):
         if stage == 0:
             for i in range(p + 1):
-                rates[i] = work.rates[i]
+                rates[i] = work.start.rates[i]
         else:
             for i in range(p + 1):
                 value = y[i] if stage < 5 else new[i] + stages[4, i]
@@ -227,7 +220,7 @@ def rosenbrock_step(  # noqa: PLR0912 — one loop nest, which calls would only 
                     for j in range(stage):
                         value += _A[stage, j] * stages[j, i]
                 new[i] = value
-            surrogate_rates(flow, new, rates, work.stage_theta, work.stage_slope)
+            surrogate_rates(flow, new, work.inner)
             for j in range(stage):
                 factor = _C[stage, j] / h
                 for i in range(p + 1):
@@ -237,18 +230,18 @@ def rosenbrock_step(  # noqa: PLR0912 — one loop nest, which calls would only 
         x[k] = rates[p]
         _solve(work.matrix, work.pivots, x)
         for a in range(k):
-            work.stage_theta[a] = work.slope[a] * x[a]
+            theta[a] = work.start.slope[a] * x[a]
         for i in range(p):
-            value = rates[i] + work.remainder_slope[i] * x[k]
+            value = rates[i] + work.start.remainder_slope[i] * x[k]
             for a in range(k):
-                value -= flow.columns[i, a] * work.stage_theta[a]
+                value -= flow.columns[i, a] * theta[a]
             stages[stage, i] = value / shift
         for a in range(k):
             stages[stage, active[a]] = x[a]
         stages[stage, p] = x[k]
     error, steepest = 0.0, 0.0
     for a in range(k):
-        steepest = max(steepest, work.slope[a])
+        steepest = max(steepest, work.start.slope[a])
     for i in range(p + 1):
         new[i] += stages[5, i]
         size = abs(stages[5, i])

@@ -1,7 +1,7 @@
 """The surrogate method as a `Stepper`: its state, and the segments still to be handed out."""
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -10,6 +10,7 @@ import numpy as np
 from dynalyze._core.arrays import FloatArray
 from dynalyze.errors import InvalidInputError
 from dynalyze.flow.coordinates import Chart
+from dynalyze.flow.dense import bernstein
 from dynalyze.flow.steppers.protocol import Segment
 from dynalyze.flow.steppers.surrogate.method import step
 from dynalyze.flow.steppers.surrogate.path import Path
@@ -35,36 +36,49 @@ class CubicSegment:
 
     t_start: float
     t_end: float
-    first: FloatArray  # (p,), z at t_start
     last: FloatArray  # (p,), z at t_end
-    quadratic: FloatArray  # (p,)
-    cubic: FloatArray  # (p,)
-    field: FloatArray  # (p,), dz/dt at t_end
+    field: FloatArray  # (p,), dz/dt there
+    coefficients: FloatArray  # (4, p), of Bernstein's polynomials on [t_start, t_end]
 
     def z(self, t: float | FloatArray) -> FloatArray:
         """Log coordinates within the segment: shape (p,), or (len(t), p) for an array of times."""
-        f = ((np.asarray(t) - self.t_start) / (self.t_end - self.t_start))[..., None]
-        bend = self.quadratic + f * self.cubic
-        z: FloatArray = (1 - f) * self.first + f * (self.last + (1 - f) * bend)
+        x = (np.asarray(t) - self.t_start) / (self.t_end - self.t_start)
+        z: FloatArray = bernstein(3, x) @ self.coefficients
         return z
 
 
-def segments(path: Path, t: float, t_end: float, z: FloatArray) -> Iterator[CubicSegment]:
+@dataclass(frozen=True, eq=False)
+class LongSegment:
+    """Part of a step in which LSODA knows z as counted from the step's start."""
+
+    t_start: float
+    t_end: float
+    last: FloatArray  # (p,), z at t_end
+    field: FloatArray  # (p,), dz/dt there
+    origin: tuple[float, FloatArray]  # t and z, (p,), at the step's start
+    dense: Callable[[FloatArray], FloatArray]
+
+    def z(self, t: float | FloatArray) -> FloatArray:
+        """Log coordinates within the segment: shape (p,), or (len(t), p) for an array of times."""
+        start, z = self.origin
+        return z + self.dense(np.asarray(t) - start)[:-1].T
+
+
+def segments(
+    path: Path, t: float, t_end: float, z: FloatArray
+) -> Iterator[CubicSegment | LongSegment]:
     """Segments of a path from (t, z) to t_end, in turn; none of them is empty."""
-    times, values = t + path.t, z + path.y[:, :-1]
+    times = t + path.t
     times[-1] = t_end  # to the last bit
     start = 0
-    for i in range(len(times) - 1):
+    for i, dense in enumerate(path.dense):
         if times[i + 1] > times[start]:
-            bend = path.quadratic[i, :-1], path.cubic[i, :-1]
-            yield CubicSegment(
-                float(times[start]),
-                float(times[i + 1]),
-                values[start],
-                values[i + 1],
-                *bend,
-                path.rates[i + 1],
-            )
+            ends = float(times[start]), float(times[i + 1])
+            last, field = z + path.y[i + 1, :-1], path.rates[i + 1]
+            if isinstance(dense, np.ndarray):
+                yield CubicSegment(*ends, last, field, z + dense[:, :-1])
+            else:
+                yield LongSegment(*ends, last, field, (t, z), dense)
             start = i + 1
 
 
@@ -119,7 +133,7 @@ class SurrogateStepper:
             objective, up, down, units, float(t), z, share * tol, order
         )
         self._t_bound = t_bound
-        self._ready: deque[CubicSegment] = deque()
+        self._ready: deque[CubicSegment | LongSegment] = deque()
         self._t, self._z, self._field = self._state.t, z, self._state.samples[0].field
         self._n_steps = 0
 
