@@ -18,6 +18,7 @@ from dynalyze.models.losses import loss_name
 from dynalyze.models.torch.device import type_named
 from dynalyze.training.checkpoints import Checkpoint
 from dynalyze.training.loop import run_loop, told_of_late_interrupts
+from dynalyze.training.native_loop import NativeLoop, runs_natively
 from dynalyze.training.options import ManyTrainings, OneTraining
 from dynalyze.training.precision import check_precision
 from dynalyze.training.product_loop import ProductLoop
@@ -56,12 +57,14 @@ def run_all(options: OneTraining | ManyTrainings) -> tuple[TrainingRun, ...]:
             (old if old is not None else new) if rng is None else rng
             for rng, old, new in zip_longest(options.sources, kept[: len(starts)], drawn)
         ]
-        return ProductLoop(options, trainable, exact, problem, weights, starts, seeds)
+        kind = NativeLoop if runs_natively(options, trainable) else ProductLoop
+        return kind(options, trainable, exact, problem, weights, starts, seeds)
 
     loop = run_loop(build, options)
     configuration = {
         **loop.configuration,
         "loss": loss_name(options.loss),
+        "engine": loop.engine_name,
         "n_steps": options.n_steps,
         "seeds": loop.seeds if options.batch_size is not None else [],
     }

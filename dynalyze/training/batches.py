@@ -48,7 +48,7 @@ class Samples:
         self._share = share(self.n_samples)
         # Full batches need this rank's share only; of a random batch any sample may be ours.
         mine = self._share if self.full_batch else slice(None)
-        self._inputs, self._targets = inputs[mine].to(device), targets[mine].to(device)
+        self.inputs, self.targets = inputs[mine].to(device), targets[mine].to(device)
         self._batch_size = batch_size or self.n_samples
         self._generators = generators
         self._orders: IntArray = np.zeros((len(generators), 0), dtype=np.int64)
@@ -58,27 +58,34 @@ class Samples:
     def whole(self) -> Batch:
         """All samples."""
         if self.full_batch:
-            return Batch(self._inputs, self._targets, self.n_samples)
-        return Batch(self._inputs[self._share], self._targets[self._share], self.n_samples)
+            return Batch(self.inputs, self.targets, self.n_samples)
+        return Batch(self.inputs[self._share], self.targets[self._share], self.n_samples)
 
     def next_batch(self, stacked: bool) -> Batch:
         """The samples of the next step; with `stacked`, each run has its own."""
         if self.full_batch:
             return self.whole()
+        size = min(self._batch_size, self.orders_to_come().shape[1])
+        if self._on_device is None:
+            # Once per epoch: a copy at every step would wait for the device.
+            self._on_device = torch.from_numpy(self._orders).to(self.inputs.device)
+        start, mine = self._position, share(size)
+        indices = self._on_device[:, start + mine.start : start + mine.stop]
+        self.skip(size)
+        if not stacked:
+            indices = indices[0]
+        return Batch(self.inputs[indices], self.targets[indices], size, not stacked)
+
+    def orders_to_come(self) -> IntArray:
+        """The samples to come in this epoch, (n_runs, n); where none are left a new one begins."""
         if self._position >= self._orders.shape[1]:
             orders = [generator.permutation(self.n_samples) for generator in self._generators]
             self._orders, self._position, self._on_device = np.stack(orders), 0, None
-        if self._on_device is None:
-            # Once per epoch: a copy at every step would wait for the device.
-            self._on_device = torch.from_numpy(self._orders).to(self._inputs.device)
-        start = self._position
-        size = min(self._batch_size, self.n_samples - start)
-        mine = share(size)
-        indices = self._on_device[:, start + mine.start : start + mine.stop]
-        self._position += size
-        if not stacked:
-            indices = indices[0]
-        return Batch(self._inputs[indices], self._targets[indices], size, not stacked)
+        return self._orders[:, self._position :]
+
+    def skip(self, n_samples: int) -> None:
+        """Leave out so many samples, or what is left of the epoch."""
+        self._position = min(self._position + n_samples, self.n_samples)
 
     def state(self) -> dict[str, Any]:
         """State of the random order, for a checkpoint."""

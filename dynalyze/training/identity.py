@@ -28,7 +28,7 @@ _LIBRARIES = sys.stdlib_module_names | {"dynalyze", "numpy", "scipy", "torch"}
 _DEEPEST = 5
 _LONGEST = 10_000  # characters of a description; beyond it its hash has to do
 _OF_EVERY_MODULE = frozenset(vars(torch.nn.Module())) - {"training"}
-_HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
+HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
 
 
 def check_same_run(checkpoint: Checkpoint, identity: Mapping[str, Any]) -> None:
@@ -92,7 +92,7 @@ def _settings(value: Any, inside: tuple[int, ...]) -> dict[str, Any]:
     held = dict(getattr(value, "__dict__", {}))
     if isinstance(value, torch.nn.Module):
         # The keys of hooks count the hooks of the process.
-        hooks = {name: list(held[name].values()) for name in _HOOKS if held.get(name)}
+        hooks = {name: list(held[name].values()) for name in HOOKS if held.get(name)}
         held = {name: part for name, part in held.items() if name not in _OF_EVERY_MODULE}
         held.update(hooks)
     described = {name: _described(part, (*inside, id(value))) for name, part in held.items()}

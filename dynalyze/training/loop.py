@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 from tqdm.auto import tqdm
 
 from dynalyze._core.collectives import all_reduce, every_rank, world
-from dynalyze._core.interrupts import interruptible, take
+from dynalyze._core.interrupts import evaluate, take
 from dynalyze._core.pytorch import torch
 from dynalyze._core.status import Status
 from dynalyze._version import __version__
@@ -72,13 +72,14 @@ class Loop(ABC):
     identity: Mapping[str, Any]  # what a run that goes on must have in common with its checkpoint
     n_steps: int
     check_every: int  # steps between two looks at the clock, at Ctrl-C and at the callback
+    at_once: int = 1  # most steps that are made without such looks
     step: int = 0
     status: Status = Status.FINISHED
     _saved: int | None = None  # step of the latest checkpoint
 
     @abstractmethod
-    def make_step(self) -> torch.Tensor:
-        """Make one step, and return the losses before it."""
+    def make_steps(self, most: int) -> torch.Tensor:
+        """Make up to `most` steps, and return the losses before the last of them."""
 
     def shown(self, losses: torch.Tensor) -> Any:
         """The losses as the callback is told them."""
@@ -94,7 +95,7 @@ class Loop(ABC):
 
     @abstractmethod
     def surroundings(self) -> AbstractContextManager[Any]:
-        """Settings of PyTorch in which steps are made."""
+        """Settings of PyTorch in which steps are made, and whether Ctrl-C may end them at once."""
 
     @abstractmethod
     def finish(self) -> None:
@@ -132,17 +133,20 @@ class Loop(ABC):
         hidden = not extent.progress or world()[0] != 0
         with (
             self.surroundings(),
-            interruptible(),
             tqdm(total=self.n_steps, initial=self.step, unit="step", disable=hidden) as bar,
         ):
             while not self.ended:
-                losses = self.make_step()
-                bar.update()
+                before = self.step
+                losses = self.make_steps(self._steps_to_a_look(extent))
+                bar.update(self.step - before)
                 if self.step % extent.checkpoint_every == 0:
                     self._save(extent)
-                if self.step % self.check_every == 0 and self.status is Status.FINISHED:
+                looked = self.step // self.check_every > before // self.check_every
+                if looked and self.status is Status.FINISHED:
                     interrupted, late = take(), time.monotonic() - started > limit
-                    told = extent.callback and extent.callback(self.step, self.shown(losses))
+                    told = extent.callback and evaluate(
+                        extent.callback, self.step, self.shown(losses)
+                    )
                     self._stop_if(interrupted, late, bool(told))
             self._save(extent)
             self.finish()
@@ -161,6 +165,13 @@ class Loop(ABC):
         self.optimizer.load_state_dict({"state": slots, "param_groups": groups})
         self.step = self._saved = checkpoint.step
         self.restore(state)
+
+    def _steps_to_a_look(self, extent: Extent) -> int:
+        """Steps until something has to be done after one of them: a checkpoint, the callback."""
+        periods = [extent.checkpoint_every] if extent.folder else []
+        periods += [self.check_every] if extent.callback else []
+        ahead = (period - self.step % period for period in periods)
+        return min(self.at_once, self.n_steps - self.step, *ahead)
 
     def _stop_if(self, *reasons: bool) -> None:
         flags: list[float] = list(reasons)

@@ -14,6 +14,10 @@ def train(given: OneTraining) -> TrainingRun:
     `dynalyze.training.distributed`) every rank calls it with the same arguments, which are
     compared; the samples of each step are divided among the ranks.
 
+    Diagonal heads in float64 on the CPU are trained by kernels of the library's own where these
+    know optimizer and loss, everything else by PyTorch; both make the same steps up to rounding,
+    and ``configuration["engine"]`` of the run says which did. The guide to PyTorch has the rule.
+
     Parameters
     ----------
     model : TorchModel, AttentionHead, DiagonalTransformer, DiagonalHead or FullHead
@@ -97,7 +101,7 @@ def train(given: OneTraining) -> TrainingRun:
 
 @called_with(ManyTrainings)
 def train_many(given: ManyTrainings) -> tuple[TrainingRun, ...]:
-    """Train from many initializations at once (scales, seeds), batched on one device.
+    """Train from many initializations at once (scales, seeds), on one device.
 
     The runs are those of `train`, one by one, up to rounding; a run that diverges, or whose loss
     is not finite at the start, leaves the others alone.

@@ -1,13 +1,14 @@
 """The loop of `train`: gradients of product weights, records, a guard against divergence."""
 
 import operator
-from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 
 from dynalyze._core.collectives import share
+from dynalyze._core.interrupts import interruptible
 from dynalyze._core.pytorch import torch
 from dynalyze.flow.initialization import Initialization
 from dynalyze.models.data import as_generator
@@ -50,6 +51,8 @@ class ProductLoop(Loop):
     seeds : sequence of Generator or int
         Sources of the random order, one for each run.
     """
+
+    engine_name = "torch"
 
     def __init__(
         self,
@@ -119,15 +122,17 @@ class ProductLoop(Loop):
         """Whether all steps are made, something stopped them, or every run has diverged."""
         return super().ended or len(self.diverged_at) == len(self.records)
 
-    def surroundings(self) -> AbstractContextManager[Any]:
+    @contextmanager
+    def surroundings(self) -> Iterator[None]:
         """Attention by kernels that can be differentiated as often as need be."""
-        return differentiable_attention()
+        with differentiable_attention(), interruptible():
+            yield
 
     def final_weights(self) -> Weights:
         """The weights in their own columns."""
         return self.weights if self.grading is None else self.grading.undo(self.weights)
 
-    def make_step(self) -> torch.Tensor:
+    def make_steps(self, most: int) -> torch.Tensor:
         """Record what the schedule asks for, then make one optimizer step."""
         if self.grading is not None and self.step % _STEPS_PER_GRADING == 0:
             self.grading.grade(self.weights)

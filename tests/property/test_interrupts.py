@@ -283,8 +283,9 @@ def test_interrupts_of_simulate_and_predict_at_random():
     assert interrupted + whole == 36
 
 
-def test_interrupts_of_training_at_random(tmp_path):
+@pytest.mark.parametrize("engine", ["native", "torch"])
+def test_interrupts_of_training_at_random(engine, tmp_path):
     pytest.importorskip("torch")
-    ended = run_script("training.py", 12, tmp_path)
+    ended = run_script("training.py", 12, tmp_path, engine)
     assert ended.returncode == 0, ended.stderr
     assert int(ended.stdout) >= 3

@@ -1,8 +1,8 @@
 """The loop of `train_vit`: batches of images, epochs, a tracker of spectra."""
 
 import operator
-from collections.abc import Generator
-from contextlib import AbstractContextManager
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from dynalyze._core.collectives import all_reduce, world
+from dynalyze._core.interrupts import interruptible
 from dynalyze._core.pytorch import torch
 from dynalyze._core.status import Status
 from dynalyze.spectra.history import SpectraHistory
@@ -115,11 +116,13 @@ class VisionLoop(Loop):
         whole = {name: tuple(v) if isinstance(v, list) else v for name, v in history}
         self._tracked = {**state["tracker"], "history": whole}
 
-    def surroundings(self) -> AbstractContextManager[Any]:
+    @contextmanager
+    def surroundings(self) -> Iterator[None]:
         """Products of float32 as the options say."""
-        return self.options.float32_products()
+        with self.options.float32_products(), interruptible():
+            yield
 
-    def make_step(self) -> torch.Tensor:
+    def make_steps(self, most: int) -> torch.Tensor:
         """Make one step, and return this rank's share of its loss."""
         batch = next(self._batches)
         lr = self.options.lr_at(self.step, self.steps_per_epoch)

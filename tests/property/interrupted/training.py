@@ -1,5 +1,7 @@
 """Interrupt `train` at random moments, each run going on from the one before; see test_interrupts.
 
+Arguments: number of moments, folder of checkpoints, and what makes the steps, native or torch.
+
 Prints how many were interrupted, and fails where they end otherwise than a run that was not.
 """
 
@@ -16,15 +18,16 @@ import numpy as np
 import dynalyze
 from dynalyze.training import DiagonalHead, train
 
-N_MOMENTS, FOLDER = int(sys.argv[1]), sys.argv[2]
+N_MOMENTS, FOLDER, ENGINE = int(sys.argv[1]), sys.argv[2], sys.argv[3]
 RNG = np.random.default_rng(1)
 X = RNG.standard_normal((12, 3, 2))
 OPTIONS = {
     "init": dynalyze.Initialization.gaussian(4, log10_alpha=-3, rng=0),
     "lr": 0.01,
-    "steps": 800,
-    "checkpoint_every": 100,
-}
+} | {
+    "native": {"steps": 300_000, "checkpoint_every": 20_000},
+    "torch": {"steps": 800, "checkpoint_every": 100, "optimizer": "adam"},
+}[ENGINE]
 
 
 def interrupt_after(seconds):
@@ -61,6 +64,7 @@ def main():
             n_interrupted += 1
     last = run(FOLDER)
     assert last.status == "finished"
+    assert last.configuration["engine"] == ENGINE
     np.testing.assert_array_equal(last.steps, whole.steps)
     np.testing.assert_array_equal(last.theta, whole.theta)
     print(n_interrupted)
