@@ -21,7 +21,13 @@ from dynalyze.spectra.options import RecordOptions
 from dynalyze.spectra.recognition import Layouts, natural_order, sources_from_names
 from dynalyze.spectra.recorder import Recorder
 from dynalyze.spectra.sources import AttentionSource, source_names, stored_weights
-from dynalyze.spectra.stored_weights import open_checkpoint, stored_in_use, stored_lookup
+from dynalyze.spectra.stored_weights import (
+    Checkpoint,
+    open_checkpoint,
+    shapes_of,
+    stored_in_use,
+    stored_lookup,
+)
 
 _CONFIGS = ("config.json", "state.json")  # Hugging Face's, and that of our own checkpoints
 _NAMED = 4  # weights listed in an error
@@ -29,12 +35,12 @@ _HEADS_KEYS = ("num_attention_heads", "n_head", "num_heads", "n_heads", "heads")
 
 
 def track_checkpoints(
-    checkpoints: Iterable[str | os.PathLike[str] | Mapping[str, Tensor]],
+    checkpoints: Iterable[Checkpoint],
     *,
     model: nn.Module | None = None,
     n_heads: int | None = None,
     steps: Sequence[int] | None = None,
-    reference: str | os.PathLike[str] | Mapping[str, Tensor] | None = None,
+    reference: Checkpoint | None = None,
     n_values: int | None = None,
     spectrum: str = "full",
     n_directions: int = 4,
@@ -89,7 +95,7 @@ def track_checkpoints(
     _check_steps(steps, len(checkpoints))
     _refuse_one_state_twice(checkpoints)
     first = checkpoints[0] if reference is None else reference
-    weights = _open(first)
+    weights = open_checkpoint(first)
     if model is not None:
         sources = find_sources(model, layouts=layouts, layers=layers)
     else:
@@ -105,7 +111,7 @@ def track_checkpoints(
     unreadable: list[Exception] = []
     for step, checkpoint in zip(steps, checkpoints, strict=True):
         try:
-            recorder.record(stored_lookup(_open(checkpoint), names), int(step))
+            recorder.record(stored_lookup(open_checkpoint(checkpoint), names), int(step))
         except (SavedFileError, FileNotFoundError) as error:
             # A run that is killed while it saves leaves a folder without its weights or index.
             if isinstance(error, FileNotFoundError) and not Path(str(checkpoint)).is_dir():
@@ -145,12 +151,8 @@ def _refuse_one_state_twice(checkpoints: Sequence[Any]) -> None:
         )
 
 
-def _open(checkpoint: str | os.PathLike[str] | Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-    return checkpoint if isinstance(checkpoint, Mapping) else open_checkpoint(checkpoint)
-
-
 def _sources_of(weights: Mapping[str, Tensor], n_heads: int | None) -> tuple[AttentionSource, ...]:
-    shapes = getattr(weights, "shapes", None) or {n: tuple(w.shape) for n, w in weights.items()}
+    shapes = shapes_of(weights)
     if any(".lora_A." in name for name in shapes):
         raise InvalidInputError(
             "the checkpoint holds LoRA adapters, whose scale it does not tell: pass the model "
@@ -175,9 +177,7 @@ def _sources_of(weights: Mapping[str, Tensor], n_heads: int | None) -> tuple[Att
     return sources
 
 
-def _heads_from_config(
-    checkpoints: Sequence[str | os.PathLike[str] | Mapping[str, Tensor]],
-) -> int | None:
+def _heads_from_config(checkpoints: Sequence[Checkpoint]) -> int | None:
     paths = [Path(path) for path in checkpoints if not isinstance(path, Mapping)]
     folders = [path if path.is_dir() else path.parent for path in paths]
     for file in (folder / name for folder in folders for name in _CONFIGS):

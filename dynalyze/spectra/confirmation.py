@@ -13,7 +13,7 @@ from dynalyze.errors import InvalidInputError, UnconfirmedLayoutWarning
 from dynalyze.spectra.arithmetic import plain_arithmetic
 from dynalyze.spectra.calls import Call, captured_calls
 from dynalyze.spectra.probe import Verdict, probe
-from dynalyze.spectra.recognition import Candidate
+from dynalyze.spectra.recognition import Candidate, resolve
 from dynalyze.spectra.shadow import converted
 from dynalyze.spectra.sources import AttentionSource
 
@@ -49,7 +49,8 @@ def confirmed(
         If modules could not be called, or refute a layout that was declared.
     """
     found, unasked = [], []
-    with plain_arithmetic(), _same_random_numbers(model):
+    cuda = {p.device.index or 0 for p in model.parameters() if p.device.type == "cuda"}
+    with plain_arithmetic(), torch.random.fork_rng(sorted(cuda)):
         calls = captured_calls(model, [candidate.name for candidate in candidates], inputs)
         known: dict[Any, tuple[int, Verdict | None]] = {}
         for candidate in candidates:
@@ -140,26 +141,11 @@ def _believed(candidate: Candidate, call: Call | None) -> tuple[int, Verdict | N
 
 def _readable(module: nn.Module, source: AttentionSource, prefix: str) -> bool:
     for weight in source.weights:
-        path, _, leaf = weight.name.removeprefix(prefix).rpartition(".")
-        value = getattr(module.get_submodule(path), leaf)
+        value = resolve(module, weight.name.removeprefix(prefix))
         plain = isinstance(value, Tensor) and not hasattr(value, "placements")
         if not plain or not value.is_floating_point() or value.element_size() == 1:
             return False
     return True
-
-
-class _same_random_numbers:  # noqa: N801
-    """Leave the generators of the devices in use as they were."""
-
-    def __init__(self, model: nn.Module) -> None:
-        cuda = {p.device for p in model.parameters() if p.device.type == "cuda"}
-        self._fork = torch.random.fork_rng(sorted(d.index or 0 for d in cuda))
-
-    def __enter__(self) -> None:
-        self._fork.__enter__()
-
-    def __exit__(self, *error: Any) -> None:
-        self._fork.__exit__(*error)
 
 
 def _note(module: nn.Module, verdict: Verdict | None, given: bool) -> str:

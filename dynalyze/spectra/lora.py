@@ -1,28 +1,27 @@
 """Ranks for LoRA adapters, from the change that full training makes."""
 
-import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from dynalyze._core.arrays import FloatArray, IntArray
 from dynalyze.errors import InvalidInputError, MissingDependencyError
 from dynalyze.spectra.attention import find_sources, model_lookup
 from dynalyze.spectra.recognition import display_name, natural_order, sources_from_names
-from dynalyze.spectra.sources import Lookup, StoredWeight
-from dynalyze.spectra.stored_weights import open_checkpoint, stored_in_use
+from dynalyze.spectra.sources import Lookup, StoredWeight, stored_weights
+from dynalyze.spectra.stored_weights import Checkpoint, open_checkpoint, shapes_of, stored_in_use
 from dynalyze.spectra.tracker import Tracker
 
 if TYPE_CHECKING:
     from peft import LoraConfig
 
-Weights = nn.Module | Mapping[str, Tensor] | str | os.PathLike[str]
+Weights = nn.Module | Checkpoint
 # The forward pass of nn.MultiheadAttention reads these weights without calling a module.
 _NOT_MODULES = ("in_proj_weight", "q_proj_weight")
 
@@ -208,10 +207,8 @@ def _ends(before: Tracker | Weights, after: Weights | None) -> tuple[Any, Any]:
         return before.reference_weights(), before.model
     if after is None:
         raise InvalidInputError("after is missing: give the weights at the end of training.")
-    return tuple(  # type: ignore[return-value]
-        open_checkpoint(end) if isinstance(end, str | os.PathLike) else end
-        for end in (before, after)
-    )
+    first, last = (e if isinstance(e, nn.Module) else open_checkpoint(e) for e in (before, after))
+    return first, last
 
 
 def _projections(ends: Sequence[Any], model: nn.Module | None) -> list[StoredWeight]:
@@ -219,12 +216,9 @@ def _projections(ends: Sequence[Any], model: nn.Module | None) -> list[StoredWei
     if models:
         sources = find_sources(models[0])
     else:
-        shapes = {name: tuple(weight.shape) for name, weight in ends[0].items()}
-        sources = sources_from_names(shapes, n_heads=1)
+        sources = sources_from_names(shapes_of(ends[0]), n_heads=1)
     adaptable = [s for s in sources if not s.query.name.endswith(_NOT_MODULES)]
-    # A fused weight is one module with one adapter.
-    fused = {weight.name: weight for source in adaptable for weight in source.weights}
-    return list(fused.values())
+    return list(stored_weights(adaptable).values())  # a fused weight is one module
 
 
 def _named(end: Any, modules: str | Sequence[str]) -> list[StoredWeight]:

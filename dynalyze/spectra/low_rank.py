@@ -22,6 +22,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from dynalyze.spectra.sources import expand_heads
+
 _STEPS = 5  # applications of MᵀM that build the Krylov space
 _FIRST_SEED = 0  # the start block is random but the same in every run
 _OVERSAMPLING = 6  # columns of the block beyond the values wanted
@@ -43,12 +45,7 @@ class Reduced:
     def expand(self, n_heads: int) -> "Reduced":
         """Repeat grouped heads so that each of `n_heads` query heads has its own."""
         parts = (self.initial, self.current, self.change, self.rounding)
-        return Reduced(*(_repeat(part, n_heads) for part in parts))
-
-
-def _repeat(heads: Tensor, n_heads: int) -> Tensor:
-    times = n_heads // heads.shape[0]
-    return heads if times == 1 else heads.repeat_interleave(times, 0)
+        return Reduced(*(expand_heads(part, n_heads) for part in parts))
 
 
 @dataclass
@@ -269,8 +266,8 @@ def full_vectors(
     ):
         opposite = other.expand(far.shape[0])
         # ΔA (B_1ᵀ v) + A_0 (ΔBᵀ v): ΔA is formed again, since A_1 x − A_0 x would cancel.
-        change = _repeat(current - reference.factor, far.shape[0])
-        initial = _repeat(reference.factor, far.shape[0])
+        change = expand_heads(current - reference.factor, far.shape[0])
+        initial = expand_heads(reference.factor, far.shape[0])
         vectors.append(change @ (opposite.current.mT @ far) + initial @ (opposite.change.mT @ far))
     return orthonormal(vectors[0]), orthonormal(vectors[1])
 

@@ -149,16 +149,18 @@ def _gauge(
 ) -> bool | None:
     """Whether the output stays under F G, H G⁻ᵀ per head; None if it stays under F G alone.
 
-    F is the factor of the key-value heads (W_K or W_V), H that of the query heads.
+    F is the factor of the key-value heads (W_K or W_V), H that of the query heads. So many heads
+    `together` count as one.
     """
     first, second = trial.factor(few), trial.factor(many)
     n_groups, _, m = first.shape
     turn = _invertible(n_groups // together, together * m, first, columns=columns)
     back = torch.linalg.inv(turn).mT
-    if together > 1:
-        moved = {few: _taken_together(first, turn), many: _taken_together(second, back)}
-    else:
-        moved = {few: first @ turn, many: second @ expand_heads(back, trial.n_heads)}
+    back = expand_heads(back, second.shape[0] // together)
+    moved = {
+        few: _split(_joined(first, together) @ turn, together),
+        many: _split(_joined(second, together) @ back, together),
+    }
     half = _distance(trial.outcome({few: moved[few]}), base)
     if half <= _ACTS * float(base.norm()):
         return None
@@ -176,14 +178,6 @@ def _invertible(n: int, m: int, like: Tensor, *, columns: bool) -> Tensor:
     turn = torch.linalg.qr(torch.randn(n, m, m, generator=generator, dtype=torch.float64))[0]
     sizes = 0.7 + 0.7 * torch.rand(n, 1, m, generator=generator, dtype=torch.float64)
     return (turn * sizes).to(like)
-
-
-def _taken_together(heads: Tensor, turn: Tensor) -> Tensor:
-    """F G with every few heads side by side as one."""
-    n, d, m = heads.shape
-    few = n // turn.shape[0]
-    wide = heads.reshape(-1, few, d, m).permute(0, 2, 1, 3).reshape(-1, d, few * m) @ turn
-    return wide.reshape(-1, d, few, m).permute(0, 2, 1, 3).reshape(n, d, m)
 
 
 def _rolled(heads: Tensor) -> Tensor:

@@ -24,7 +24,7 @@ from dynalyze.spectra.measurement import (
     unpacked,
 )
 from dynalyze.spectra.options import RecordOptions
-from dynalyze.spectra.sources import AttentionSource, Factors, Lookup
+from dynalyze.spectra.sources import AttentionSource, Factors, Lookup, expand_heads
 
 
 @dataclass(frozen=True)
@@ -73,8 +73,7 @@ class Recorder:
                 )
                 self._layers.append(_Layer(source, (key_query, value_output)))
                 for p, (left, right) in enumerate(pairs):
-                    n_heads = source.n_heads
-                    a, b = (f.repeat_interleave(n_heads // f.shape[0], 0) for f in (left, right))
+                    a, b = (expand_heads(f, source.n_heads) for f in (left, right))
                     initial[p].append(as_array(product_values(a, b)))
         widths = [values.shape[1] for part in initial for values in part]
         stacked = np.stack(

@@ -193,7 +193,8 @@ def _rows(weight: Tensor, n_heads: int) -> Tensor:
 
 def expand_heads(heads: Tensor, n_heads: int) -> Tensor:
     """Repeat grouped key or value heads so that each query head has its own."""
-    return heads.repeat_interleave(n_heads // heads.shape[0], 0)
+    times = n_heads // heads.shape[0]
+    return heads if times == 1 else heads.repeat_interleave(times, 0)
 
 
 def stored_weights(sources: Sequence[AttentionSource]) -> dict[str, StoredWeight]:

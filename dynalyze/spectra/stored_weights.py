@@ -5,7 +5,7 @@ import os
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -15,6 +15,9 @@ from dynalyze.spectra.sources import Lookup, StoredWeight
 
 _FILES = ("model.safetensors", "pytorch_model.bin", "model.pt", "model.pth")
 _NESTED = ("state_dict", "model_state_dict", "model")
+
+
+Checkpoint: TypeAlias = str | os.PathLike[str] | Mapping[str, Tensor]
 
 
 class StoredWeights(Mapping[str, Tensor]):
@@ -41,8 +44,10 @@ class StoredWeights(Mapping[str, Tensor]):
         return len(self.shapes)
 
 
-def open_checkpoint(path: str | os.PathLike[str]) -> Mapping[str, Tensor]:
+def open_checkpoint(checkpoint: Checkpoint) -> Mapping[str, Tensor]:
     """Weights of a checkpoint by name: a safetensors or PyTorch file, or a folder with one.
+
+    What is a mapping of names to weights already comes back as it is.
 
     Safetensors files, sharded ones included, are read weight by weight. PyTorch files are read
     with ``weights_only=True`` and mapped from disk; the weights may lie under ``state_dict``,
@@ -57,7 +62,9 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Mapping[str, Tensor]:
     MissingDependencyError
         If it is a safetensors file and safetensors is not installed.
     """
-    path = Path(path)
+    if isinstance(checkpoint, Mapping):
+        return checkpoint
+    path = Path(checkpoint)
     if path.is_dir():
         path = _weights_in(path)
     if not path.is_file():
@@ -138,6 +145,13 @@ def _open_torch(path: Path) -> Mapping[str, Tensor]:
     if not weights:
         raise SavedFileError(f"{path} holds no tensors: save model.state_dict().")
     return weights
+
+
+def shapes_of(weights: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    """Shapes of stored weights by name, without reading them from disk."""
+    if isinstance(weights, StoredWeights):
+        return weights.shapes
+    return {name: tuple(weight.shape) for name, weight in weights.items()}
 
 
 def stored_lookup(weights: Mapping[str, Tensor], names: Sequence[str]) -> Lookup:

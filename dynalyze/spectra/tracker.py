@@ -1,6 +1,5 @@
 """Following a model's attention spectra while it trains."""
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from types import TracebackType
@@ -18,7 +17,7 @@ from dynalyze.spectra.options import RecordOptions, is_whole
 from dynalyze.spectra.recognition import Layouts
 from dynalyze.spectra.recorder import Recorder
 from dynalyze.spectra.sources import stored_weights
-from dynalyze.spectra.stored_weights import open_checkpoint, stored_in_use
+from dynalyze.spectra.stored_weights import Checkpoint, open_checkpoint, stored_in_use
 
 
 class Tracker:
@@ -118,14 +117,11 @@ class Tracker:
 
     def state_dict(self) -> dict[str, Any]:
         """Everything needed to carry on in another process: numbers, strings and tensors only."""
-        history = {
-            field.name: getattr(self.history, field.name) for field in fields(SpectraHistory)
-        }
         return {
             "step": self._step,
             "history": {
                 name: torch.as_tensor(value) if isinstance(value, np.ndarray) else value
-                for name, value in history.items()
+                for name, value in vars(self.history).items()
             },
             "directions": self._recorder.directions(),
             "reference": self.reference_weights(),
@@ -175,7 +171,7 @@ def track(
     rank_rtol: float = 0.01,
     dtype: torch.dtype | None = None,
     optimizer: Any = None,
-    reference: Mapping[str, Tensor] | str | os.PathLike[str] | None = None,
+    reference: Checkpoint | None = None,
     first_step: int = 0,
     layouts: Layouts | None = None,
     layers: str | Sequence[str] | None = None,
@@ -256,8 +252,7 @@ def track(
     if reference is None:
         kept = {name: _detached(weight.in_use(lookup)) for name, weight in weights.items()}
     else:
-        stored = reference if isinstance(reference, Mapping) else open_checkpoint(reference)
-        then = stored_in_use(stored, weights)
+        then = stored_in_use(open_checkpoint(reference), weights)
         # A reference is read from disk, the model may be on a GPU.
         kept = {name: _detached(then(name).to(lookup(name).device)) for name in weights}
     recorder = Recorder(sources, kept.__getitem__, options)

@@ -2,12 +2,12 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from dynalyze.spectra.calls import Call
+from dynalyze.spectra.recognition import resolve
 from dynalyze.spectra.shadow import converted, first_output, put, shadow
 from dynalyze.spectra.sources import AttentionSource, Factors
 
@@ -34,7 +34,7 @@ class Trial:
         sizes: dict[str, torch.Size] = {}
 
         def position(name: str) -> Tensor:
-            value = _get(module, name.removeprefix(prefix))
+            value = resolve(module, name.removeprefix(prefix))
             sizes[name.removeprefix(prefix)] = value.shape
             return torch.arange(value.numel(), dtype=torch.float64).reshape(value.shape)
 
@@ -175,11 +175,6 @@ class Trial:
                 put(self.copy, name, torch.zeros_like(parameter))
             elif parameter.ndim >= 3 and parameter.shape[1] == 1:
                 put(self.copy, name, parameter.mean(0, keepdim=True).expand_as(parameter).clone())
-
-
-def _get(module: nn.Module, name: str) -> Any:
-    path, _, leaf = name.rpartition(".")
-    return getattr(module.get_submodule(path), leaf)
 
 
 def _output_index(index: Factors) -> Tensor:
