@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -42,6 +42,7 @@ SCHEMA = Schema(
     },
 )
 NOT_ARRAYS = tuple(SCHEMA.metadata)
+PER_RECORD = tuple(name for name, array in SCHEMA.arrays.items() if array.shape[0] == "R")
 
 
 @dataclass(frozen=True)
@@ -245,26 +246,6 @@ class SpectraHistory:
                 f"{len(self.layer_names)} layers, of {np.bincount(self.layer).tolist()} heads."
             )
         return int(found[0])
-
-
-def concatenate(first: SpectraHistory, second: SpectraHistory) -> SpectraHistory:
-    """Records of `first`, then those of `second`, of the same heads."""
-    joined: dict[str, Any] = {
-        name: np.concatenate([getattr(first, name), getattr(second, name)]) for name in PER_RECORD
-    }
-    return replace(first, **joined)
-
-
-PER_RECORD = (
-    "steps",
-    "singular_values",
-    "frobenius_norm",
-    "effective_rank",
-    "effective_rank_bound",
-    "numerical_rank",
-    "left_angles",
-    "right_angles",
-)
 
 
 def _abbreviated(steps: list[int]) -> str:

@@ -148,15 +148,14 @@ def leading_part(
     n_values: int | None,
     n_vectors: int,
     scale: Tensor | None = None,
-    *,
-    repair: bool = True,
 ) -> Leading:
     """Leading singular values and vectors of each matrix of a batch.
 
     A block Krylov space of MᵀM, started from a fixed random block, holds the leading right
     singular vectors; Rayleigh–Ritz on it gives values whose error is quadratic in theirs
-    (Musco & Musco, NeurIPS 2015). Where the residuals leave room for an error above 5e-7 σ₁, those
-    of that matrix are computed by a full SVD instead.
+    (Musco & Musco, NeurIPS 2015). Where the residuals leave room for an error above 5e-7 σ₁,
+    `Leading.slow` says so, and `repaired` computes those of that matrix by a full SVD instead: to
+    do it here, the host would have to wait for the device.
 
     Parameters
     ----------
@@ -168,9 +167,6 @@ def leading_part(
         How many vectors are wanted. Fewer values or vectors come back where p or q is smaller.
     scale : Tensor, shape (h, 1, 1), optional
         `entry_scale` of the matrices, if it is known already.
-    repair : bool
-        Whether to do the full SVDs now. To know of which matrices, the host waits for the device;
-        otherwise `Leading.slow` tells, and `repaired` does them later.
     """
     n = min(core.shape[-2:])
     n_vectors = min(n_vectors, n)
@@ -194,10 +190,7 @@ def leading_part(
         if n_vectors:
             _, left, right, _ = _block_krylov(unit, n_vectors + _OVERSAMPLING, n_vectors)
     values = values[:, :n_values].double() * scale[..., 0].double()
-    leading = Leading(values, frobenius_norm(unit, scale), left, right, slow)
-    if repair and bool(slow.any()):
-        return repaired(leading, core, scale, torch.nonzero(slow)[:, 0])
-    return leading
+    return Leading(values, frobenius_norm(unit, scale), left, right, slow)
 
 
 def repaired(leading: Leading, core: Tensor, scale: Tensor, which: Tensor) -> Leading:

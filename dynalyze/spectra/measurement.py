@@ -70,7 +70,7 @@ def measure(
     moved = finite & (frobenius_norm(core / scale, scale) > rounding)[:, None, None]
     core, scale = torch.where(moved, core, 0.0), torch.where(moved, scale, 1.0)
     n_wanted = None if options.spectrum == "full" else options.n_values
-    leading = leading_part(core, n_wanted, options.n_directions, scale, repair=False)
+    leading = leading_part(core, n_wanted, options.n_directions, scale)
     if repair is not None:
         leading = repaired(leading, core, scale, repair.to(core.device))
     least = torch.maximum(options.rank_rtol * leading.values[:, :1], rounding[:, None])

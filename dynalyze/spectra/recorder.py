@@ -1,7 +1,7 @@
 """From weights to records: the change of each layer's products, measured from a reference."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,7 @@ from torch import Tensor
 from dynalyze._core.arrays import FloatArray
 from dynalyze.errors import InvalidInputError
 from dynalyze.spectra.arithmetic import plain_arithmetic
-from dynalyze.spectra.history import PER_RECORD, SpectraHistory, concatenate
+from dynalyze.spectra.history import PER_RECORD, SpectraHistory
 from dynalyze.spectra.low_rank import Reference, product_values
 from dynalyze.spectra.measurement import (
     FINITE,
@@ -31,10 +31,6 @@ from dynalyze.spectra.sources import AttentionSource, Factors, Lookup, expand_he
 class _Layer:
     source: AttentionSource
     references: tuple[tuple[Reference, Reference], tuple[Reference, Reference]]
-
-    def each(self) -> tuple[Reference, ...]:
-        """References of W_K, W_Q, W_V and W_O."""
-        return (*self.references[0], *self.references[1])
 
     @property
     def largest_rank(self) -> list[int]:
@@ -80,8 +76,20 @@ class Recorder:
             [np.concatenate([padded(v, max(widths)) for v in part]) for part in initial]
         )
         self._directions: list[Directions | None] = [None] * (2 * len(self._layers))
-        self._history = self._empty(stacked)
-        self._pending: list[dict[str, Any]] = []
+        sizes = [source.n_heads for source in sources]
+        largest = np.array([layer.largest_rank for layer in self._layers]).repeat(sizes, axis=0).T
+        self._same_at_all: dict[str, Any] = {
+            "layer_names": tuple(source.layer for source in sources),
+            "notes": tuple(source.note for source in sources),
+            "layer": np.repeat(np.arange(len(sizes)), sizes),
+            "head": np.concatenate([np.arange(size) for size in sizes]),
+            "largest_rank": largest,
+            "initial_singular_values": stacked,
+            "rank_rtol": options.rank_rtol,
+        }
+        most = int(largest.max())
+        self._width = most if options.n_values is None else min(options.n_values, most)
+        self._records: list[dict[str, Any]] = []
 
     def _start(self, source: AttentionSource, lookup: Lookup) -> Factors:
         factors = source.factors(lookup, adapted=False)
@@ -94,14 +102,14 @@ class Recorder:
 
     @property
     def history(self) -> SpectraHistory:
-        """All records so far."""
-        if self._pending:
-            arrays: dict[str, Any] = {
-                name: np.stack([record[name] for record in self._pending]) for name in PER_RECORD
-            }
-            self._history = concatenate(self._history, replace(self._history, **arrays))
-            self._pending = []
-        return self._history
+        """All records so far, of which there must be one."""
+        arrays = {name: np.stack([r[name] for r in self._records]) for name in self._records[0]}
+        return SpectraHistory(**self._same_at_all, **arrays)
+
+    @property
+    def last_step(self) -> int | None:
+        """Step of the last record, if there is any."""
+        return int(self._records[-1]["steps"]) if self._records else None
 
     def record(self, lookup: Lookup, step: int) -> None:
         """Add a record of the weights that `lookup` gives now.
@@ -112,16 +120,16 @@ class Recorder:
             If weights are not finite or have another shape than at the start.
         """
         record, self._directions = self._measure_all(lookup, step)
-        self._pending.append(record)
+        self._records.append(record)
 
     def record_if_moved(self, lookup: Lookup, step: int) -> bool:
         """Add a record unless the spectra are those of the last one; say whether it was added."""
         record, directions = self._measure_all(lookup, step)
-        last, names = self.history, ("singular_values", "frobenius_norm")
-        if all(np.array_equal(record[name], getattr(last, name)[-1]) for name in names):
+        last, names = self._records[-1], ("singular_values", "frobenius_norm")
+        if all(np.array_equal(record[name], last[name]) for name in names):
             return False
         self._directions = directions
-        self._pending.append(record)
+        self._records.append(record)
         return True
 
     def _measure_all(
@@ -153,7 +161,7 @@ class Recorder:
         for slot, table in zip(slow, again, strict=True):
             tables[slot] = table
         rows: list[list[dict[str, Any]]] = [[], []]
-        r, width = self.options.n_directions, self._history.singular_values.shape[-1]
+        r, width = self.options.n_directions, self._width
         for slot, table in enumerate(tables):
             largest = self._layers[slot // 2].largest_rank[slot % 2]
             rows[slot % 2].append(unpacked(table, r, width, largest))
@@ -175,7 +183,8 @@ class Recorder:
         """Factors now, of the type and on the device of those at the start."""
         factors = layer.source.factors(lookup)
         found = {}
-        for name, reference in zip(("W_K", "W_Q", "W_V", "W_O"), layer.each(), strict=True):
+        each = (*layer.references[0], *layer.references[1])
+        for name, reference in zip(("W_K", "W_Q", "W_V", "W_O"), each, strict=True):
             heads = getattr(factors, name)
             if heads.shape != reference.factor.shape:
                 raise InvalidInputError(
@@ -208,34 +217,6 @@ class Recorder:
             "rate), or the checkpoint is damaged. Earlier records are kept."
         )
 
-    def _empty(self, initial: FloatArray) -> SpectraHistory:
-        sizes = [layer.source.n_heads for layer in self._layers]
-        largest = np.concatenate(
-            [
-                np.tile(layer.largest_rank, (n, 1))
-                for layer, n in zip(self._layers, sizes, strict=True)
-            ]
-        ).T
-        n, r = sum(sizes), self.options.n_directions
-        width = int(largest.max()) if self.options.n_values is None else self.options.n_values
-        return SpectraHistory(
-            steps=np.zeros(0, dtype=np.int64),
-            layer_names=tuple(layer.source.layer for layer in self._layers),
-            notes=tuple(layer.source.note for layer in self._layers),
-            layer=np.repeat(np.arange(len(sizes)), sizes),
-            head=np.concatenate([np.arange(size) for size in sizes]),
-            singular_values=np.zeros((0, 2, n, min(width, int(largest.max())))),
-            frobenius_norm=np.zeros((0, 2, n)),
-            effective_rank=np.zeros((0, 2, n)),
-            effective_rank_bound=np.zeros((0, 2, n)),
-            numerical_rank=np.zeros((0, 2, n), dtype=np.int64),
-            left_angles=np.zeros((0, 2, n, r)),
-            right_angles=np.zeros((0, 2, n, r)),
-            largest_rank=largest,
-            initial_singular_values=initial,
-            rank_rtol=self.options.rank_rtol,
-        )
-
     def directions(self) -> dict[str, Tensor]:
         """Leading directions of the last record, to carry on from with `restore`."""
         return {
@@ -246,20 +227,21 @@ class Recorder:
 
     def restore(self, history: SpectraHistory, directions: Mapping[str, Tensor]) -> None:
         """Carry on from the history and the directions of an earlier recorder."""
-        own = self.history
-        if history.layer_names != own.layer_names or not np.array_equal(history.head, own.head):
+        own, names = self._same_at_all, self._same_at_all["layer_names"]
+        if history.layer_names != names or not np.array_equal(history.head, own["head"]):
             raise InvalidInputError(
                 f"the history holds the layers {', '.join(history.layer_names)}, but the model has "
-                f"{', '.join(own.layer_names)}: resume with the model that was tracked."
+                f"{', '.join(names)}: resume with the model that was tracked."
             )
-        widths = {h.singular_values.shape[-1] for h in (history, own)}
-        if len(widths) > 1 or history.left_angles.shape[-1] != own.left_angles.shape[-1]:
+        kept = history.singular_values.shape[-1], history.left_angles.shape[-1]
+        if kept != (self._width, self.options.n_directions):
             raise InvalidInputError(
-                f"the history keeps {history.singular_values.shape[-1]} values and "
-                f"{history.left_angles.shape[-1]} directions: resume with the same n_values and "
-                "n_directions."
+                f"the history keeps {kept[0]} values and {kept[1]} directions: resume with the "
+                "same n_values and n_directions."
             )
-        self._history, self._pending = history, []
+        self._same_at_all = {name: getattr(history, name) for name in own}
+        rows = range(len(history.steps))
+        self._records = [{n: getattr(history, n)[i] for n in PER_RECORD} for i in rows]
         for slot, layer in enumerate(layer for layer in self._layers for _ in range(2)):
             if f"{slot}.left" in directions:
                 like = layer.references[slot % 2][0].factor

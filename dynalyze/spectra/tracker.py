@@ -68,8 +68,7 @@ class Tracker:
         InvalidInputError
             If weights are not finite.
         """
-        steps = self.history.steps
-        if not len(steps) or steps[-1] != self._step:
+        if self._recorder.last_step != self._step:
             self._recorder.record(self._lookup, self._step)
 
     def close(self) -> None:
@@ -81,7 +80,7 @@ class Tracker:
             If the weights moved after the last step that was counted.
         """
         self.detach()
-        if not len(self.history.steps) or self.history.steps[-1] != self._step:
+        if self._recorder.last_step != self._step:
             self.record()
         elif self._recorder.record_if_moved(self._lookup, self._step + 1):
             warn(

@@ -8,13 +8,21 @@ from hypothesis import strategies as st
 torch = pytest.importorskip("torch")
 
 from dynalyze.spectra.low_rank import (  # noqa: E402
+    Leading,
     Reference,
     change_core,
+    entry_scale,
     full_vectors,
     leading_part,
     principal_angles,
+    repaired,
 )
 from dynalyze.spectra.rank_measures import effective_rank_bounds  # noqa: E402
+
+
+def _leading_part(matrix: torch.Tensor, n_values: int | None, n_vectors: int) -> Leading:
+    leading = leading_part(matrix, n_values, n_vectors)
+    return repaired(leading, matrix, entry_scale(matrix), torch.nonzero(leading.slow)[:, 0])
 
 
 def _factors(d: int, m: int, n_heads: int, decay: float, seed: int) -> tuple[torch.Tensor, ...]:
@@ -42,7 +50,7 @@ def test_values_norm_and_vectors_against_the_dense_change(
     reduced = left.reduce(a1), right.reduce(b1)
     core = change_core(*reduced)
     assert core.shape[-1] <= min(d, 2 * m)
-    leading = leading_part(core, n_values, 2)
+    leading = _leading_part(core, n_values, 2)
     dense = a1 @ b1.mT - a0 @ b0.mT
     exact = torch.linalg.svdvals(dense)
     tolerance = 1e-6 * float(exact.max())
@@ -62,7 +70,7 @@ def test_values_norm_and_vectors_against_the_dense_change(
 def test_krylov_values_at_a_width_where_they_are_used(decay: float, n_values: int | None) -> None:
     a0, b0, a1, b1 = (f.float() for f in _factors(320, 80, 4, decay, 0))
     core = change_core(Reference.of(a0).reduce(a1), Reference.of(b0).reduce(b1))
-    leading = leading_part(core, n_values, 3)
+    leading = _leading_part(core, n_values, 3)
     exact = torch.linalg.svd(a1.double() @ b1.double().mT - a0.double() @ b0.double().mT)
     k = leading.values.shape[1]
     assert k == (n_values or 160)
@@ -76,7 +84,7 @@ def test_krylov_space_larger_than_the_rank(rank: int) -> None:
     generator = torch.Generator().manual_seed(rank)
     left, right = (torch.randn(2, 200, rank, generator=generator) for _ in range(2))
     matrix = left @ right.mT
-    leading = leading_part(matrix, 8, 4)
+    leading = _leading_part(matrix, 8, 4)
     exact = torch.linalg.svdvals(matrix.double())[:, :8]
     assert (leading.values - exact).abs().max() <= 2e-6 * exact.max()
     assert bool(leading.values.isfinite().all())
@@ -126,7 +134,7 @@ def test_directions_of_low_rank_changes_are_those_of_a_full_svd_in_double_precis
     a0, b0, a1 = (x.to(dtype) for x in (a0, b0, a0 + 1e-3 * across @ along.mT))
     left, right = Reference.of(a0), Reference.of(b0)
     reduced = left.reduce(a1), right.reduce(b0)
-    leading = leading_part(change_core(*reduced), 10, 4)
+    leading = _leading_part(change_core(*reduced), 10, 4)
     found = full_vectors(leading, (left, a1, reduced[0]), (right, b0, reduced[1]))
     u, _, v = torch.linalg.svd((a1.double() - a0.double()) @ b0.double().mT)
     for vectors, exact in zip(found, (u, v.mT), strict=True):
@@ -139,6 +147,6 @@ def test_values_that_converge_slowly_come_with_the_vectors_of_the_full_svd() -> 
         0
     ]
     matrix = matrix * torch.linspace(1.0, 0.99, 200)
-    leading = leading_part(matrix, 4, 4)
+    leading = _leading_part(matrix, 4, 4)
     image = torch.linalg.vector_norm(matrix @ leading.right, dim=-2)
     torch.testing.assert_close(image.double(), leading.values, rtol=1e-5, atol=0)
