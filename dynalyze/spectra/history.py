@@ -42,7 +42,9 @@ SCHEMA = Schema(
     },
 )
 NOT_ARRAYS = tuple(SCHEMA.metadata)
-PER_RECORD = tuple(name for name, array in SCHEMA.arrays.items() if array.shape[0] == "R")
+PER_RECORD = tuple(
+    name for name, a in SCHEMA.arrays.items() if isinstance(a, Array) and a.shape[0] == "R"
+)
 
 
 @dataclass(frozen=True)

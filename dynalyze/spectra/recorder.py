@@ -1,7 +1,7 @@
 """From weights to records: the change of each layer's products, measured from a reference."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -26,19 +26,31 @@ from dynalyze.spectra.measurement import (
 from dynalyze.spectra.options import RecordOptions
 from dynalyze.spectra.sources import AttentionSource, Factors, Lookup, expand_heads
 
+_DIRECTIONS = ("left", "right", "alive")  # names of what `Directions` holds
 
-@dataclass(frozen=True)
-class _Layer:
-    source: AttentionSource
-    references: tuple[tuple[Reference, Reference], tuple[Reference, Reference]]
+
+@dataclass
+class _Product:
+    """One of the two products of a layer: what its change is measured from."""
+
+    references: tuple[Reference, Reference]
+    directions: Directions | None = None  # at the last record
+
+    @classmethod
+    def of(cls, pair: tuple[Tensor, Tensor]) -> "_Product":
+        return cls((Reference.of(pair[0]), Reference.of(pair[1])))
 
     @property
-    def largest_rank(self) -> list[int]:
-        ranks = []
-        for left, right in self.references:
-            bound = left.factor.shape[2] + right.factor.shape[2]
-            ranks.append(min(left.factor.shape[1], right.factor.shape[1], bound))
-        return ranks
+    def largest_rank(self) -> int:
+        left, right = (reference.factor for reference in self.references)
+        return min(left.shape[1], right.shape[1], left.shape[2] + right.shape[2])
+
+    def move(self, device: torch.device) -> None:
+        """Follow a model to another device, such as by `model.cuda()` after `track`."""
+        for reference in self.references:
+            reference.to(device)
+        if self.directions is not None:
+            self.directions = tuple(tensor.to(device) for tensor in self.directions)
 
 
 class Recorder:
@@ -59,25 +71,20 @@ class Recorder:
         self, sources: Sequence[AttentionSource], lookup: Lookup, options: RecordOptions
     ) -> None:
         self.options = options
-        self._layers: list[_Layer] = []
+        self._sources = tuple(sources)
+        self._products: list[_Product] = []  # two of each layer
         initial: list[list[FloatArray]] = [[], []]
         with plain_arithmetic():
             for source in sources:
-                pairs = self._start(source, lookup).pairs()
-                key_query, value_output = (
-                    (Reference.of(left), Reference.of(right)) for left, right in pairs
-                )
-                self._layers.append(_Layer(source, (key_query, value_output)))
-                for p, (left, right) in enumerate(pairs):
-                    a, b = (expand_heads(f, source.n_heads) for f in (left, right))
+                for p, pair in enumerate(self._start(source, lookup).pairs()):
+                    self._products.append(_Product.of(pair))
+                    a, b = (expand_heads(factor, source.n_heads) for factor in pair)
                     initial[p].append(as_array(product_values(a, b)))
-        widths = [values.shape[1] for part in initial for values in part]
-        stacked = np.stack(
-            [np.concatenate([padded(v, max(widths)) for v in part]) for part in initial]
-        )
-        self._directions: list[Directions | None] = [None] * (2 * len(self._layers))
+        widest = max(values.shape[1] for part in initial for values in part)
+        stacked = np.stack([np.concatenate([padded(v, widest) for v in part]) for part in initial])
         sizes = [source.n_heads for source in sources]
-        largest = np.array([layer.largest_rank for layer in self._layers]).repeat(sizes, axis=0).T
+        ranks = np.array([product.largest_rank for product in self._products])
+        largest = ranks.reshape(-1, 2).T.repeat(sizes, axis=1)
         self._same_at_all: dict[str, Any] = {
             "layer_names": tuple(source.layer for source in sources),
             "notes": tuple(source.note for source in sources),
@@ -103,8 +110,8 @@ class Recorder:
     @property
     def history(self) -> SpectraHistory:
         """All records so far, of which there must be one."""
-        arrays = {name: np.stack([r[name] for r in self._records]) for name in self._records[0]}
-        return SpectraHistory(**self._same_at_all, **arrays)
+        arrays = {name: np.stack([r[name] for r in self._records]) for name in PER_RECORD}
+        return SpectraHistory(**{**self._same_at_all, **arrays})
 
     @property
     def last_step(self) -> int | None:
@@ -119,8 +126,7 @@ class Recorder:
         InvalidInputError
             If weights are not finite or have another shape than at the start.
         """
-        record, self._directions = self._measure_all(lookup, step)
-        self._records.append(record)
+        self._add(*self._measure_all(lookup, step))
 
     def record_if_moved(self, lookup: Lookup, step: int) -> bool:
         """Add a record unless the spectra are those of the last one; say whether it was added."""
@@ -128,9 +134,13 @@ class Recorder:
         last, names = self._records[-1], ("singular_values", "frobenius_norm")
         if all(np.array_equal(record[name], last[name]) for name in names):
             return False
-        self._directions = directions
-        self._records.append(record)
+        self._add(record, directions)
         return True
+
+    def _add(self, record: dict[str, Any], directions: Sequence[Directions | None]) -> None:
+        self._records.append(record)
+        for product, now in zip(self._products, directions, strict=True):
+            product.directions = now
 
     def _measure_all(
         self, lookup: Lookup, step: int
@@ -140,71 +150,60 @@ class Recorder:
         Everything stays on the device of the weights until one table comes to the host; heads whose
         values converge slowly are known only then, and make a second table.
         """
-        measured: list[tuple[Tensor, Directions | None]] = []
         with plain_arithmetic():
-            for layer in self._layers:
-                pairs = self._read(layer, lookup, step).pairs()
-                for p in range(2):
-                    measured.append(self._measure(len(measured), pairs[p], None))
+            measured = [
+                self._measure(i, pair)
+                for layer in range(len(self._sources))
+                for i, pair in enumerate(self._read(layer, lookup, step), 2 * layer)
+            ]
             tables = to_host([table for table, _ in measured])
-            for slot, table in enumerate(tables):
+            for i, table in enumerate(tables):
                 if not table[:, FINITE].all():
-                    layer = self._layers[slot // 2]
-                    pair = self._read(layer, lookup, step).pairs()[slot % 2]
-                    self._not_finite(layer.source, pair, step)
-            slow = [slot for slot, table in enumerate(tables) if table[:, SLOW].any()]
-            for slot in slow:
-                pair = self._read(self._layers[slot // 2], lookup, step).pairs()[slot % 2]
-                heads = torch.as_tensor(np.flatnonzero(tables[slot][:, SLOW]))
-                measured[slot] = self._measure(slot, pair, heads)
-            again = to_host([measured[slot][0] for slot in slow])
-        for slot, table in zip(slow, again, strict=True):
-            tables[slot] = table
-        rows: list[list[dict[str, Any]]] = [[], []]
-        r, width = self.options.n_directions, self._width
-        for slot, table in enumerate(tables):
-            largest = self._layers[slot // 2].largest_rank[slot % 2]
-            rows[slot % 2].append(unpacked(table, r, width, largest))
-        merged = {
-            name: np.stack([np.concatenate([row[name] for row in part]) for part in rows])
-            for name in rows[0][0]
+                    pair = self._read(i // 2, lookup, step)[i % 2]
+                    self._not_finite(self._sources[i // 2], pair, step)
+            slow = [i for i, table in enumerate(tables) if table[:, SLOW].any()]
+            for i in slow:
+                heads = torch.as_tensor(np.flatnonzero(tables[i][:, SLOW]))
+                measured[i] = self._measure(i, self._read(i // 2, lookup, step)[i % 2], heads)
+            for i, table in zip(slow, to_host([measured[i][0] for i in slow]), strict=True):
+                tables[i] = table
+        rows = [
+            unpacked(table, self.options.n_directions, self._width, product.largest_rank)
+            for table, product in zip(tables, self._products, strict=True)
+        ]
+        record = {
+            name: np.stack([np.concatenate([row[name] for row in rows[p::2]]) for p in range(2)])
+            for name in rows[0]
         }
-        return {"steps": np.int64(step), **merged}, [directions for _, directions in measured]
+        return {"steps": np.int64(step), **record}, [directions for _, directions in measured]
 
     def _measure(
-        self, slot: int, pair: tuple[Tensor, Tensor], repair: Tensor | None
+        self, i: int, pair: tuple[Tensor, Tensor], repair: Tensor | None = None
     ) -> tuple[Tensor, Directions | None]:
-        """Slots count the products, two to a layer."""
-        layer, before = self._layers[slot // 2], self._directions[slot]
-        references = layer.references[slot % 2]
-        return measure(references, pair, layer.source.n_heads, self.options, before, repair)
+        product, n_heads = self._products[i], self._sources[i // 2].n_heads
+        return measure(product.references, pair, n_heads, self.options, product.directions, repair)
 
-    def _read(self, layer: "_Layer", lookup: Lookup, step: int) -> Factors:
-        """Factors now, of the type and on the device of those at the start."""
-        factors = layer.source.factors(lookup)
-        found = {}
-        each = (*layer.references[0], *layer.references[1])
-        for name, reference in zip(("W_K", "W_Q", "W_V", "W_O"), each, strict=True):
-            heads = getattr(factors, name)
-            if heads.shape != reference.factor.shape:
+    def _read(
+        self, layer: int, lookup: Lookup, step: int
+    ) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+        """Factors of both products now, of the type and on the device of those at the start."""
+        source, products = self._sources[layer], self._products[2 * layer : 2 * layer + 2]
+        found = source.factors(lookup)
+        names = ("W_K", "W_Q", "W_V", "W_O")
+        references = (r for product in products for r in product.references)
+        for name, reference in zip(names, references, strict=True):
+            heads, start = getattr(found, name), reference.factor
+            if heads.shape != start.shape:
                 raise InvalidInputError(
-                    f"layer {layer.source.layer!r} has factors of shape {tuple(heads.shape)} at "
-                    f"step {step}, but {tuple(reference.factor.shape)} at the start: the "
-                    "architecture changed, and with it the meaning of a change."
+                    f"layer {source.layer!r} has factors of shape {tuple(heads.shape)} at step "
+                    f"{step}, but {tuple(start.shape)} at the start: the architecture changed, "
+                    "and with it the meaning of a change."
                 )
-            if heads.device != reference.factor.device:
-                self._move(layer, heads.device)
-            found[name] = heads.to(reference.factor.dtype)
-        return Factors(**found)
-
-    def _move(self, layer: "_Layer", device: torch.device) -> None:
-        """Follow a model to another device, such as by `model.cuda()` after `track`."""
-        position = next(i for i, other in enumerate(self._layers) if other is layer)
-        for slot in (2 * position, 2 * position + 1):
-            kept = self._directions[slot]
-            self._directions[slot] = None if kept is None else tuple(t.to(device) for t in kept)
-            for reference in layer.references[slot % 2]:
-                reference.to(device)
+            if heads.device != start.device:
+                for product in products:
+                    product.move(heads.device)
+            found = replace(found, **{name: heads.to(start.dtype)})
+        return found.pairs()
 
     def _not_finite(
         self, source: AttentionSource, pair: tuple[Tensor, Tensor], step: int | None
@@ -220,9 +219,9 @@ class Recorder:
     def directions(self) -> dict[str, Tensor]:
         """Leading directions of the last record, to carry on from with `restore`."""
         return {
-            f"{slot}.{name}": tensor
-            for slot, kept in enumerate(self._directions)
-            for name, tensor in zip(("left", "right", "alive"), kept or (), strict=False)
+            f"{i}.{name}": tensor
+            for i, product in enumerate(self._products)
+            for name, tensor in zip(_DIRECTIONS, product.directions or (), strict=False)
         }
 
     def restore(self, history: SpectraHistory, directions: Mapping[str, Tensor]) -> None:
@@ -242,9 +241,8 @@ class Recorder:
         self._same_at_all = {name: getattr(history, name) for name in own}
         rows = range(len(history.steps))
         self._records = [{n: getattr(history, n)[i] for n in PER_RECORD} for i in rows]
-        for slot, layer in enumerate(layer for layer in self._layers for _ in range(2)):
-            if f"{slot}.left" in directions:
-                like = layer.references[slot % 2][0].factor
-                left, right = (directions[f"{slot}.{side}"].to(like) for side in ("left", "right"))
-                alive = directions[f"{slot}.alive"].to(like.device)
-                self._directions[slot] = (left, right, alive)
+        for i, product in enumerate(self._products):
+            if f"{i}.left" in directions:
+                like = product.references[0].factor
+                left, right, alive = (directions[f"{i}.{name}"] for name in _DIRECTIONS)
+                product.directions = (left.to(like), right.to(like), alive.to(like.device))
