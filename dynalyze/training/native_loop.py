@@ -79,6 +79,7 @@ class NativeLoop(ProductLoop):
             nesterov=bool(given.get("nesterov", False)),
         )
         self._losses, self._slopes = np.zeros(n_runs), np.zeros((n_runs, 2, d))
+        self._all_samples = np.zeros((n_runs, 0), dtype=np.int64)  # no order of batches
         self._previous = self._previous.clone()  # changed in place, unlike the initial losses
         work = 8.0 * min(size, n_samples) * n_tokens**2 * d * n_runs
         self.at_once = int(np.clip(_WORK_AT_ONCE / work, 1, _MOST_AT_ONCE))
@@ -92,29 +93,39 @@ class NativeLoop(ProductLoop):
     def make_steps(self, most: int) -> torch.Tensor:
         """Make `most` steps, with records as the schedule asks for them."""
         end, evaluated = self.step + most, False
+        runs, watch = self._runs(), self._what_calls_for_a_look()
         while self.step < end:
-            evaluated = self._descend(end, evaluated)
+            evaluated = self._descend(runs, watch, end, evaluated)
             if evaluated:
                 losses = torch.from_numpy(self._losses.copy())
                 if self.step == 0:
                     full = self.samples.full_batch
                     self._initial = losses if full else self._whole_losses()
                 self._watch(losses)
+                watch = self._what_calls_for_a_look()
                 if self.ended:
                     end = self.step + 1  # PyTorch's loop makes this step too
         return torch.from_numpy(self._losses.copy())
 
-    def _descend(self, end: int, evaluated: bool) -> bool:
+    def _descend(self, runs: Runs, watch: Watch, end: int, evaluated: bool) -> bool:
         """Make steps up to `end`, an epoch's end or a step to look at; whether it is the latter."""
-        n_runs = len(self.records)
-        orders = np.zeros((n_runs, 0), dtype=np.int64)
+        orders, before = self._all_samples, self.step
         if not self.samples.full_batch:
             orders = self.samples.orders_to_come()
-            end = min(end, self.step - (-orders.shape[1] // self._size))
-        d = self._slopes.shape[2]
+            end = min(end, before - (-orders.shape[1] // self._size))
+        batches = Batches(*self._source, orders, self._size, self._factor)
+        self.step, due = descend(
+            self._lanes, batches, self._rule, runs, watch, before, end, evaluated
+        )
+        if not self.samples.full_batch:
+            self.samples.skip((self.step - before) * self._size)
+        return bool(due)
+
+    def _what_calls_for_a_look(self) -> Watch:
+        n_runs = len(self.records)
         recorded = [r.steps[-1] if r.steps else -self._every for r in self.records]
-        watch = Watch(
-            last=self._last.numpy().reshape(n_runs, 2, d),
+        return Watch(
+            last=self._last.numpy().reshape(self._slopes.shape),
             recorded=np.array(recorded),
             alive=np.array([run not in self.diverged_at for run in range(n_runs)]),
             bound=self.options.divergence_bound(self._initial).numpy(),
@@ -126,14 +137,6 @@ class NativeLoop(ProductLoop):
             every=self._every,
             check_every=self.check_every,
         )
-        batches = Batches(*self._source, orders, self._size, self._factor)
-        before = self.step
-        self.step, due = descend(
-            self._lanes, batches, self._rule, self._runs(), watch, before, end, evaluated
-        )
-        if orders.size:
-            self.samples.skip((self.step - before) * self._size)
-        return bool(due)
 
     def _runs(self) -> Runs:
         velocities = weights = [_table(w, self._slopes) for w in self.weights.values()]

@@ -1,4 +1,4 @@
-"""What generality costs: the head through `TorchModel` beside its own kernel; runs in a batch.
+"""What generality costs: the head through `TorchModel` beside its own kernel.
 
     python -m validation.benchmarks.torch_model
 
@@ -7,26 +7,22 @@ machine drifts. Writes docs/benchmarks/torch_model.md.
 """
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import partial
 from statistics import median
 
 import numpy as np
 import torch
 
-from dynalyze import Initialization, predict_stages
+from dynalyze import predict_stages
 from dynalyze.datasets import toy_head
 from dynalyze.models import AttentionHead
-from dynalyze.training import DiagonalHead, TrainingRun, train, train_many
+from dynalyze.training import DiagonalHead
 from validation import report
 
 COMMAND = "validation.benchmarks.torch_model"
 D = 50
 ROUNDS = 15
-RUNS = 32  # trained at once: 4 scales times 8 seeds
-STEPS = 100
-LEARNING_RATE = 0.005
-SIZES = ((20, 4, 4), (100, 8, 8), (1000, 10, 50))  # samples, tokens, features
 
 
 def interleaved(actions: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
@@ -102,47 +98,6 @@ def predictions() -> str:
     )
 
 
-def one_by_one(
-    head: DiagonalHead,
-    data: tuple[np.ndarray, np.ndarray],
-    inits: Sequence[Initialization],
-    steps: int,
-) -> list[TrainingRun]:
-    return [train(head, data, init=init, lr=LEARNING_RATE, steps=steps) for init in inits]
-
-
-def batches() -> str:
-    rows = []
-    for n_samples, n_tokens, d in SIZES:
-        rng = np.random.default_rng(3)
-        X = rng.standard_normal((n_samples, n_tokens, d))
-        data = X, AttentionHead(d).predict(rng.standard_normal(2 * d), X)
-        scales = (-1.0, -2.0, -3.0, -4.0)
-        inits = [
-            Initialization.gaussian(2 * d, log10_alpha=scale, rng=seed)
-            for scale in scales
-            for seed in range(RUNS // len(scales))
-        ]
-        steps = STEPS if d < D else 4
-        batch = partial(train_many, DiagonalHead(d), data, inits, lr=LEARNING_RATE, steps=steps)
-        loop = partial(one_by_one, DiagonalHead(d), data, inits, steps)
-        worst = max(np.max(np.abs(a.theta - b.theta)) for a, b in zip(batch(), loop(), strict=True))
-        actions: dict[str, Callable[[], object]] = {"batch": batch, "loop": loop}
-        times = {name: min(values) for name, values in interleaved(actions, 3).items()}
-        per_step = {name: value / (RUNS * steps) for name, value in times.items()}
-        rows.append(
-            [
-                f"{n_samples} × {n_tokens} × {d}",
-                f"{per_step['loop']:.3f}",
-                f"{per_step['batch']:.3f}",
-                f"{times['loop'] / times['batch']:.1f}",
-                f"{worst:.0e}",
-            ]
-        )
-    header = ["samples × tokens × features", "loop, ms", "batch, ms", "ratio", "largest difference"]
-    return report.table(header, rows)
-
-
 def main() -> None:
     torch.set_num_threads(1)
     body = f"""
@@ -156,15 +111,6 @@ are of the smallest.
 {evaluations()}
 
 {predictions()}
-
-## Training: {RUNS} runs in a batch, and one after another
-
-Full-batch gradient descent of diagonal heads, 4 scales times 8 seeds; milliseconds per run and
-step, everything included. Small problems are bound by the cost of calling torch, which a batch
-pays once; large ones by arithmetic, which it does not change. On a GPU see
-`python -m validation.benchmarks.gpu`.
-
-{batches()}
 """
     report.write(
         "benchmarks/torch_model.md",
