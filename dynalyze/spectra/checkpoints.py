@@ -17,6 +17,7 @@ from dynalyze.errors import InvalidInputError, SavedFileError, UnreadableCheckpo
 from dynalyze.models.data import as_positive_int
 from dynalyze.spectra.attention import find_sources, select_layers
 from dynalyze.spectra.history import SpectraHistory
+from dynalyze.spectra.layouts import HEAD_COUNT_NAMES
 from dynalyze.spectra.options import RecordOptions
 from dynalyze.spectra.recognition import Layouts, natural_order, sources_from_names
 from dynalyze.spectra.recorder import Recorder
@@ -31,7 +32,7 @@ from dynalyze.spectra.stored_weights import (
 
 _CONFIGS = ("config.json", "state.json")  # Hugging Face's, and that of our own checkpoints
 _NAMED = 4  # weights listed in an error
-_HEADS_KEYS = ("num_attention_heads", "n_head", "num_heads", "n_heads", "heads")
+_HEADS_KEYS = [name for name in HEAD_COUNT_NAMES if "." not in name]
 
 
 def track_checkpoints(

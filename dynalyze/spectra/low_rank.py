@@ -267,11 +267,8 @@ def full_vectors(
 
 def orthonormal(columns: Tensor) -> Tensor:
     """Normalize nearly orthogonal columns; columns of zeros stay zero."""
-    # First by the largest entry: the length itself may overflow.
-    for size in (lambda x: x.abs().amax(-2, keepdim=True), _lengths):
-        sizes = size(columns).to(columns.dtype)
-        columns = columns / torch.where(sizes > 0, sizes, 1.0)
-    return columns
+    lengths = _lengths(columns)
+    return (columns.double() / torch.where(lengths > 0, lengths, 1.0)).to(columns.dtype)
 
 
 def _lengths(columns: Tensor) -> Tensor:

@@ -11,6 +11,8 @@ from dynalyze.spectra.recognition import resolve
 from dynalyze.spectra.shadow import converted, first_output, put, shadow
 from dynalyze.spectra.sources import AttentionSource, Factors
 
+_APPLIED = ""  # instead of a name: W_O where the module has none is applied to its output
+
 
 @dataclass
 class Trial:
@@ -21,7 +23,6 @@ class Trial:
     names: dict[str, str]  # relative name of the stored weight of each factor, by factor
     weights: dict[str, Tensor]  # random stored weights by relative name
     transposed: bool  # whether they are stored (in, out)
-    output: Tensor | None  # W_O where the module has none: applied to its output
     n_heads: int
     run: Callable[[], Tensor] = field(default=lambda: torch.zeros(0))
 
@@ -48,13 +49,13 @@ class Trial:
         for name, shape in sizes.items():
             values = torch.randn(shape, generator=generator) / min(shape[:2]) ** 0.5
             weights[name] = values.to(device, dtype)
-        output = None
         if "W_O" not in names:
             width = index.W_O.shape[0] * index.W_O.shape[2]
-            output = torch.randn(width, width, generator=generator).to(device, dtype)
+            names["W_O"] = _APPLIED
+            weights[_APPLIED] = torch.randn(width, width, generator=generator).to(device, dtype)
             index = Factors(index.W_Q, index.W_K, index.W_V, _output_index(index))
         index = Factors(**{name: heads.to(device) for name, heads in vars(index).items()})
-        trial = cls(copy, index, names, weights, source.query.transposed, output, source.n_heads)
+        trial = cls(copy, index, names, weights, source.query.transposed, source.n_heads)
         for name, parameter in list(copy.named_parameters()):
             if "bias" in name.lower() and parameter.is_floating_point():
                 put(copy, name, torch.zeros_like(parameter))
@@ -63,16 +64,9 @@ class Trial:
                 put(copy, name, torch.randn(parameter.shape, generator=generator).to(parameter))
         return trial
 
-    @property
-    def device(self) -> torch.device:
-        """Where the copy runs."""
-        return next(iter(self.weights.values())).device
-
     def factor(self, name: str) -> Tensor:
         """Per-head factor, a copy."""
-        stored = self.output if name not in self.names else self.weights[self.names[name]]
-        assert stored is not None
-        return stored.flatten()[getattr(self.index, name)]
+        return self.weights[self.names[name]].flatten()[getattr(self.index, name)]
 
     def use(self, call: Call) -> None:
         """Call the module so from now on; raises whatever the call raises."""
@@ -113,17 +107,12 @@ class Trial:
 
     def outcome(self, changed: dict[str, Tensor]) -> Tensor:
         """Output with some factors changed, flat, in double precision."""
-        weights, output = dict(self.weights), self.output
+        weights = dict(self.weights)
         for factor, heads in changed.items():
-            name = self.names.get(factor)
-            target = self.output if name is None else weights[name]
-            assert target is not None
-            target = target.clone()
-            target.view(-1)[getattr(self.index, factor)] = heads
-            if name is None:
-                output = target
-            else:
-                weights[name] = target
+            name = self.names[factor]
+            weights[name] = weights[name].clone()
+            weights[name].view(-1)[getattr(self.index, factor)] = heads
+        output = weights.pop(_APPLIED, None)
         for name, weight in weights.items():
             put(self.copy, name, weight)
         # Modules that draw random numbers in evaluation too draw the same each time; the generators
