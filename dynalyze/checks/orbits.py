@@ -12,7 +12,7 @@ from dynalyze.flow.coordinates import BalancedCoordinates
 from dynalyze.flow.rest import SHORT_STEP, newton_step
 from dynalyze.models.counted import counted
 from dynalyze.models.protocol import Objective
-from dynalyze.stages.transition import orbit_steps
+from dynalyze.stages.orbit import orbit_steps
 
 _AT_REST = 1e-6  # |g| that counts as 0, relative to max|g(0)|
 _SURELY_AT_REST = 1e-12  # likewise, where what the field fades to is the question

@@ -19,7 +19,7 @@ from dynalyze.models.protocol import Objective
 ROUNDING = 1e-14  # curvatures this small against the largest are 0 to rounding
 _UNSEEN = 1e-2  # of the fraction of the field that counts as zero: curvatures that are flat then
 _FIRST_STEP = 0.1  # change of log|θ| beyond which Newton's method is too far away to be tried
-_CHORD = 1e-3  # the Hessian is kept once a step changes no log|θ| by more than this
+_CONTRACTION = 0.1  # of the residual in one step, with less of which the Hessian is renewed
 _SHRINKING = 0.9  # part of the step before it that a step makes where they add up
 _SETTLED = 1e-8  # change of log|θ| below which a residual that stays up is rounding
 _FIELD_ROUNDING = 1e-13  # of g, in units of the largest of its terms
@@ -74,12 +74,18 @@ class Rejection:
 
 
 def polish(
-    objective: Objective, theta: FloatArray, support: IntArray, *, tolerance: float
+    objective: Objective,
+    theta: FloatArray,
+    support: IntArray,
+    *,
+    tolerance: float,
+    longest_step: float = _FIRST_STEP,
 ) -> StationaryPoint | Rejection:
     """Newton's method for g = 0 on `support`, from θ, the others set to 0.
 
-    It goes on beyond `tolerance` for as long as a step lowers the residual, to rounding. Where
-    the Hessian has a kernel, the point stays where it is along that.
+    It goes on beyond `tolerance` for as long as a step lowers the residual, to rounding, and keeps
+    the Hessian while the steps contract. Where the Hessian has a kernel, the point stays where it
+    is along that.
 
     Parameters
     ----------
@@ -91,6 +97,8 @@ def polish(
         Coordinates that are free.
     tolerance : float
         Largest |g| on the support that is accepted.
+    longest_step : float
+        Change of log|θ| in one step beyond which the point is too far away.
 
     Returns
     -------
@@ -110,19 +118,19 @@ def polish(
         if np.any(np.sign(trial[support]) != signs):
             return Rejection("Newton's step changes a sign")
         before, moved = moved, _largest(np.log(trial[support] / theta[support]))
-        if moved > _FIRST_STEP:
+        if moved > longest_step:
             return Rejection(f"Newton's step moves a product by {np.expm1(moved):.1%}")
         trial_value, trial_field = objective.value_and_field(trial)
         trial_residual = _largest(trial_field[support])
         if not trial_residual < residual:
             break
-        stagnating, current = trial_residual > 0.1 * residual, False
+        stagnating, current = trial_residual > _CONTRACTION * residual, False
         theta, value, field, residual = trial, trial_value, trial_field, trial_residual
         # At a degenerate minimum every step is a fixed part of the one before it.
         closing_in = _SETTLED < moved < _SHRINKING * before
         if residual <= tolerance and stagnating and not closing_in:
             break
-        if moved > _CHORD or stagnating:
+        if stagnating:
             columns, current = objective.hessian_columns(theta, support), True
             spectrum = scaled_spectrum(columns, support)
     # Where units are far apart, the rounding of some g_i may be more than the tolerance.

@@ -16,8 +16,9 @@ from dynalyze.models.counted import CountedObjective
 from dynalyze.models.protocol import Objective, relative_field_units
 from dynalyze.stages.clocks import Clock
 from dynalyze.stages.equations import Activation, activation
+from dynalyze.stages.orbit import follow_to
 from dynalyze.stages.sign_constrained import SignConstrainedLimits
-from dynalyze.stages.transition import NoLimit, Transition, follow_to, limit_point
+from dynalyze.stages.transition import NoLimit, Transition, limit_point
 
 _UNRELATED = 1e-10  # correlation of targets with inputs that their rounding can make
 _ROUNDING = 1e-14  # of a field, relative to its natural size
@@ -168,6 +169,7 @@ class TransitionCache:
             tolerance=self._tolerance,
             method=self._method,
             deadline=self.deadline,
+            precise=self._follow,
         )
 
     def _with_orbit(

@@ -9,7 +9,7 @@ from dynalyze._core.arrays import FloatArray, IntArray
 from dynalyze.errors import FlowError
 from dynalyze.flow.rest import StationaryPoint
 from dynalyze.models.protocol import Objective
-from dynalyze.stages.transition import follow_to
+from dynalyze.stages.orbit import follow_to
 
 # LSODA needs no compiled kernels, so that a first prediction does not wait for them, and up to so
 # many products it takes no longer than the surrogate, which follows what LSODA cannot.

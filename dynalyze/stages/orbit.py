@@ -1,18 +1,29 @@
 """The orbit ψ of a transition, as it was followed: its clock, its path, and the drift along it."""
 
+import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
 from dynalyze._core.arrays import FloatArray, IntArray
+from dynalyze.errors import FlowError, UndecidedTransitionError
 from dynalyze.flow.coordinates import BalancedCoordinates
 from dynalyze.flow.rest import StationaryPoint, scaled_spectrum
-from dynalyze.flow.steppers.protocol import Segment
+from dynalyze.flow.steppers.methods import stepper_factory
+from dynalyze.flow.steppers.protocol import Segment, StepperFactory
+from dynalyze.models.counted import CountedObjective, counted
+from dynalyze.models.protocol import Objective
 
 ONSET = 1e-6  # size of the activated product at the onset, relative to its natural scale
 ARRIVED = 0.01  # an orbit has arrived when Newton's method moves no log|θ| by more than this
 _RESOLVED = 0.05  # steps that change the log|θ| of the activated product by more are subdivided
 _SAMPLES = 4  # samples of a step that is subdivided
+_NEARBY = 0.5 * ARRIVED  # change of log|θ| to go at which an orbit's linear end has begun
+LATEST = 1e15  # flow time to give up at, in units of 1/|g| of the activated product
+PRECISE = 1e-4  # error of log coordinates along an orbit, for jump times
+ROUGH = 1e-3  # the same where its limit and its duration alone are asked for
+MOST_EVALUATIONS = 2_000  # of the field in one transition
 
 
 @dataclass(frozen=True)
@@ -55,6 +66,92 @@ def onset(start: StationaryPoint, coordinate: int, sign: int) -> FloatArray:
     theta[active] += sign * epsilon * direction
     theta[coordinate] = sign * epsilon
     return theta
+
+
+def orbit_steps(
+    objective: CountedObjective,
+    chart: BalancedCoordinates,
+    theta: FloatArray,
+    *,
+    method: str | StepperFactory = "auto",
+    most_evaluations: float = np.inf,
+    latest: float = np.inf,
+    deadline: float = np.inf,
+    tol: float = PRECISE,
+) -> Iterator[tuple[Segment, FloatArray, FloatArray]]:
+    """Follow ψ of eq. (11) from θ; gives each step with z and g at its end, until a budget ends.
+
+    The arguments are those of `limit_point`; `latest` is a flow time.
+
+    Raises
+    ------
+    UndecidedTransitionError
+        After the deadline.
+    FlowError
+        If no step can be made.
+    """
+    begun, t = objective.nfev, 0.0
+    make, z = stepper_factory(method), chart.z_of_theta(theta)
+    flow = make(objective, chart, z, t=t, t_bound=np.inf, tol=tol)
+    while objective.nfev < begun + most_evaluations and t < latest:
+        if time.monotonic() > deadline:
+            raise UndecidedTransitionError("max_seconds passed")
+        segment = flow.step()
+        t = segment.t_end
+        yield segment, flow.z, flow.field
+
+
+def follow_to(
+    objective: Objective,
+    start: StationaryPoint,
+    coordinate: int,
+    sign: int,
+    end: StationaryPoint,
+    *,
+    method: str | StepperFactory = "auto",
+    deadline: float = np.inf,
+    max_evaluations: int = MOST_EVALUATIONS,
+) -> Orbit:
+    """The orbit of eq. (11) to a limit point that is known.
+
+    Parameters
+    ----------
+    objective, start, coordinate, sign, method, deadline
+        As in `limit_point`.
+    end : StationaryPoint
+        θ^{k+1}.
+    max_evaluations : int
+        Of the field.
+
+    Raises
+    ------
+    FlowError
+        If the flow cannot be followed until its active products have come within 1% of `end`.
+    """
+    objective = counted(objective)
+    begun, path = objective.nfev, list[tuple[Segment, FloatArray]]()
+    theta = onset(start, coordinate, sign)
+    chart = BalancedCoordinates(np.sign(theta))
+    steps = orbit_steps(
+        objective,
+        chart,
+        theta,
+        method=method,
+        most_evaluations=max_evaluations,
+        latest=LATEST / abs(start.field[coordinate]),
+        deadline=deadline,
+    )
+    goal = chart.z_of_theta(end.theta)[end.support]
+    for segment, z, _ in steps:
+        path.append((segment, z))
+        # An orbit may pass a saddle nearby before it ends, but not its own end.
+        if 2 * np.abs(z[end.support] - goal).max(initial=0.0) <= _NEARBY:
+            return sampled_orbit(path, chart, end, coordinate)
+    raise FlowError(
+        f"the orbit was followed for {objective.nfev - begun} evaluations, to flow time "
+        f"{path[-1][0].t_end if path else 0.0:.3g} after "
+        "the activation, and has not come to rest: its slowest product takes longer than that"
+    )
 
 
 def sampled_orbit(

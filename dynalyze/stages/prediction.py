@@ -130,11 +130,7 @@ class StagePrediction:
         return (stages >= 0) & (stages < at_alpha.n_separated)
 
     def jump_times(
-        self,
-        threshold: float | None = None,
-        *,
-        unit: str = "flow",
-        lr: float | None = None,
+        self, threshold: float | None = None, *, unit: str = "flow", lr: float | None = None
     ) -> FloatArray:
         """When each activating product jumps, from the given initialization.
 

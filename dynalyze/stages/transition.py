@@ -6,8 +6,6 @@ certifies the stationary point at which it ends. The products off the support do
 how their log coordinates drift meanwhile, ∫ g_i(ψ) ds, is what the times at finite α need.
 """
 
-import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,21 +14,28 @@ from dynalyze._core.arrays import FloatArray, IntArray
 from dynalyze.errors import FlowError, UndecidedTransitionError
 from dynalyze.flow.coordinates import BalancedCoordinates
 from dynalyze.flow.rest import Rejection, StationaryPoint, polish, rest, scaled_spectrum
-from dynalyze.flow.steppers.methods import stepper_factory
 from dynalyze.flow.steppers.protocol import Segment, StepperFactory
-from dynalyze.models.counted import CountedObjective, counted
+from dynalyze.models.counted import counted
 from dynalyze.models.protocol import Objective
-from dynalyze.stages.orbit import ARRIVED, ONSET, Orbit, onset, sampled_orbit
+from dynalyze.stages.orbit import (
+    ARRIVED,
+    LATEST,
+    MOST_EVALUATIONS,
+    ONSET,
+    PRECISE,
+    ROUGH,
+    Orbit,
+    onset,
+    orbit_steps,
+    sampled_orbit,
+)
 
 _NEGLIGIBLE = 1e-4  # a shrinking product this small, against its largest value, may have left
 _SMALL = 0.1  # one this small may have left where Newton's step takes it to this part of itself
-_FIRST_TRY = 1e-3  # try Newton when the rate of loss has fallen by this factor from its peak,
+_FIRST_TRY = 1e-4  # try Newton when the rate of loss has fallen by this factor from its peak,
 _RETRY = 0.04  # and again when it has fallen by this one since the last try
-_NEARBY = 0.5 * ARRIVED  # change of log|θ| to go at which an orbit's linear end has begun
-_LATEST = 1e15  # flow time to give up at, in units of 1/|g| of the activated product
+_LONGEST_STEP = 2 * ARRIVED  # of Newton's method, with one beyond which it moves too far in all
 _FARTHEST = 1e15  # products that are on their way to infinity, in units of their natural size
-_TOLERANCE = 1e-4  # error of log coordinates along an orbit
-_MOST_EVALUATIONS = 2_000  # of the field in one transition
 
 
 @dataclass(frozen=True)
@@ -50,38 +55,6 @@ class NoLimit:
     message: str
 
 
-def orbit_steps(
-    objective: CountedObjective,
-    chart: BalancedCoordinates,
-    theta: FloatArray,
-    *,
-    method: str | StepperFactory = "auto",
-    most_evaluations: float = np.inf,
-    latest: float = np.inf,
-    deadline: float = np.inf,
-) -> Iterator[tuple[Segment, FloatArray, FloatArray]]:
-    """Follow ψ of eq. (11) from θ; gives each step with z and g at its end, until a budget ends.
-
-    The arguments are those of `limit_point`; `latest` is a flow time.
-
-    Raises
-    ------
-    UndecidedTransitionError
-        After the deadline.
-    FlowError
-        If no step can be made.
-    """
-    begun, t = objective.nfev, 0.0
-    make, z = stepper_factory(method), chart.z_of_theta(theta)
-    flow = make(objective, chart, z, t=t, t_bound=np.inf, tol=_TOLERANCE)
-    while objective.nfev < begun + most_evaluations and t < latest:
-        if time.monotonic() > deadline:
-            raise UndecidedTransitionError("max_seconds passed")
-        segment = flow.step()
-        t = segment.t_end
-        yield segment, flow.z, flow.field
-
-
 def limit_point(
     objective: Objective,
     start: StationaryPoint,
@@ -92,6 +65,7 @@ def limit_point(
     tolerance: float,
     method: str | StepperFactory = "auto",
     deadline: float = np.inf,
+    precise: bool = True,
 ) -> Transition | NoLimit:
     """θ^{k+1} of eq. (11): where the flow goes from θ^k when one more product activates.
 
@@ -111,6 +85,9 @@ def limit_point(
         Integrator, as for `simulate`.
     deadline : float
         Of `time.monotonic`.
+    precise : bool
+        Whether jump times will be taken from the orbit: it is followed to 1e-4 in log
+        coordinates then, and else to 1e-3.
 
     Raises
     ------
@@ -119,7 +96,7 @@ def limit_point(
         coming to rest or showing why it never will.
     """
     objective = counted(objective)
-    begun, latest = objective.nfev, _LATEST / abs(start.field[coordinate])
+    begun, latest = objective.nfev, LATEST / abs(start.field[coordinate])
     theta = onset(start, coordinate, sign)
     if not 0 < abs(theta[coordinate]) < np.inf:
         return NoLimit(
@@ -138,9 +115,10 @@ def limit_point(
         chart,
         theta,
         method=method,
-        most_evaluations=_MOST_EVALUATIONS,
+        most_evaluations=MOST_EVALUATIONS,
         latest=latest,
         deadline=deadline,
+        tol=PRECISE if precise else ROUGH,
     )
     try:
         for segment, z, field in steps:
@@ -177,59 +155,6 @@ def limit_point(
     if not why.conclusive and t_end < latest:
         raise UndecidedTransitionError(f"{followed}, and still moves: {why.reason}")
     return NoLimit(f"{followed}, and found no limit: {why.reason}")
-
-
-def follow_to(
-    objective: Objective,
-    start: StationaryPoint,
-    coordinate: int,
-    sign: int,
-    end: StationaryPoint,
-    *,
-    method: str | StepperFactory = "auto",
-    deadline: float = np.inf,
-    max_evaluations: int = _MOST_EVALUATIONS,
-) -> Orbit:
-    """The orbit of eq. (11) to a limit point that is known.
-
-    Parameters
-    ----------
-    objective, start, coordinate, sign, method, deadline
-        As in `limit_point`.
-    end : StationaryPoint
-        θ^{k+1}.
-    max_evaluations : int
-        Of the field.
-
-    Raises
-    ------
-    FlowError
-        If the flow cannot be followed until its active products have come within 1% of `end`.
-    """
-    objective = counted(objective)
-    begun, path = objective.nfev, list[tuple[Segment, FloatArray]]()
-    theta = onset(start, coordinate, sign)
-    chart = BalancedCoordinates(np.sign(theta))
-    steps = orbit_steps(
-        objective,
-        chart,
-        theta,
-        method=method,
-        most_evaluations=max_evaluations,
-        latest=_LATEST / abs(start.field[coordinate]),
-        deadline=deadline,
-    )
-    goal = chart.z_of_theta(end.theta)[end.support]
-    for segment, z, _ in steps:
-        path.append((segment, z))
-        # An orbit may pass a saddle nearby before it ends, but not its own end.
-        if 2 * np.abs(z[end.support] - goal).max(initial=0.0) <= _NEARBY:
-            return sampled_orbit(path, chart, end, coordinate)
-    raise FlowError(
-        f"the orbit was followed for {objective.nfev - begun} evaluations, to flow time "
-        f"{path[-1][0].t_end if path else 0.0:.3g} after "
-        "the activation, and has not come to rest: its slowest product takes longer than that"
-    )
 
 
 def fields_at_rest(
@@ -279,7 +204,7 @@ def _certify(
     """
     while True:
         staying = np.setdiff1d(np.flatnonzero(signs), leaving)
-        end = polish(objective, theta, staying, tolerance=tolerance)
+        end = polish(objective, theta, staying, tolerance=tolerance, longest_step=_LONGEST_STEP)
         if isinstance(end, Rejection):
             return end
         outward = signs[leaving] * end.field[leaving] > negligible[leaving]
