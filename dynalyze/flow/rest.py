@@ -171,15 +171,17 @@ def rest(point: StationaryPoint, stake: float) -> StationaryPoint | Rejection:
         return point
     scaled = scaled_spectrum(point.hessian, S).eigenvalues
     relative = float(scaled[0] / np.abs(scaled).max())
-    if relative < -ROUNDING:
-        return Rejection(
-            f"the nearest stationary point is a saddle (relative curvature {relative:.1e})"
-        )
+    saddle = Rejection(
+        f"the nearest stationary point is a saddle (relative curvature {relative:.1e})"
+    )
     theta = point.theta[S]
     curvatures, directions = np.linalg.eigh(theta[:, None] * point.hessian[S] * theta)
     largest = max(stake, float(curvatures[-1]))
     if curvatures[0] > _SOFT * largest:
         return point
+    falling = relative < -ROUNDING
+    if falling and curvatures[0] < -_SOFT * largest:
+        return saddle
     direction = directions[:, 0] / np.abs(directions[:, 0]).max()  # in log|θ|
     expected = float(curvatures[0] * direction @ direction)
     noise = _FIELD_ROUNDING * largest
@@ -190,6 +192,8 @@ def rest(point: StationaryPoint, stake: float) -> StationaryPoint | Rejection:
             if h * expected > _EXPLAINED * (behind - ahead) / 2:
                 return point
             points_back = True
+        if falling and ahead > noise and behind < -noise:
+            return saddle
         flat &= max(abs(ahead), abs(behind)) <= noise
     if flat or points_back:
         return replace(point, caveat=_SINGULAR)
