@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import time
 
 from dynalyze.cli import console
+from dynalyze.errors import MissingDependencyError
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -13,10 +15,10 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser = subparsers.add_parser(
         "warmup",
         help="compile the kernels now, so that the first use does not wait for them",
-        description="Compile the kernels of attention heads and of the integrator for this "
-        "machine, and keep them; those of formulas are compiled where the formula is first "
-        "bound. Set NUMBA_CACHE_DIR, here and later, to keep them in a folder of your choice, "
-        "such as one in a container's image.",
+        description="Compile the kernels of attention heads, of the integrator and of training "
+        "(where torch is installed) for this machine, and keep them; those of formulas are "
+        "compiled where the formula is first bound. Set NUMBA_CACHE_DIR, here and later, to keep "
+        "them in a folder of your choice, such as one in a container's image.",
     )
     parser.set_defaults(run=run)
 
@@ -37,6 +39,10 @@ def run(arguments: argparse.Namespace) -> int:
     init = Initialization.gaussian(head.n_products, log10_alpha=-20, rng=rng)
     predict_stages(head, data, max_stages=1)
     simulate(head, data, init, until_rescaled=1.0)
+    with contextlib.suppress(MissingDependencyError):
+        from dynalyze.training import train
+
+        train(head, data, init=init, lr=0.01, steps=1)
     cache = getattr(kernels.loss_and_gradient, "_cache", None)
     place = getattr(cache, "cache_path", None)
     kept = f"kept in {place} and beside it" if place else "not kept: no folder can be written"

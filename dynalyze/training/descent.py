@@ -25,6 +25,7 @@ class Lanes(NamedTuple):
     X: FloatArray  # (n_blocks, n_tokens, d, LANES)
     y: FloatArray  # (n_blocks, n_tokens, d, LANES)
     weight: FloatArray  # (n_blocks, LANES), of each sample in the loss
+    bounds: IntArray  # (2,), 0 and n_blocks: the one chunk that they are summed in
 
 
 class Batches(NamedTuple):
@@ -54,6 +55,8 @@ class Runs(NamedTuple):
     velocities: tuple[FloatArray, ...]  # m of each, (n_runs, d); anything without momentum
     losses: FloatArray  # (n_runs,), at the weights of the latest evaluation
     slopes: FloatArray  # (n_runs, 2, d), of the products there
+    theta: FloatArray  # (2 d,), room for the products of one run
+    sums: FloatArray  # (1, 3, d, LANES), room for what a kernel sums
 
 
 class Watch(NamedTuple):
@@ -88,13 +91,18 @@ def descend(
     Returns the step reached, and whether it is one to look at: its losses and slopes are then
     there, and the next call, which is told by `evaluated`, begins with its update.
     """
-    sums = np.zeros((1, 3, lanes.X.shape[2], LANES))
-    theta = np.empty(2 * lanes.X.shape[2])
     first = step
     while step < end:
         if not evaluated:
             for run in range(len(runs.losses)):
-                _evaluate(lanes, batches, runs, run, (step - first) * batches.size, sums, theta)
+                if batches.orders.shape[1] > 0:
+                    _gather(lanes, batches, run, (step - first) * batches.size)
+                prepare(runs, run)
+                # Here alone: this much code is compiled anew wherever it is called.
+                loss_and_gradient(
+                    lanes.X, lanes.y, lanes.weight, runs.theta, lanes.bounds, runs.sums
+                )
+                collect(runs, run)
             if batches.orders.shape[1] == 0:
                 _count_rises(runs.losses, watch)
             if step % watch.check_every == 0 and _is_due(runs, watch, step):
@@ -107,25 +115,28 @@ def descend(
 
 
 @kernel
-def evaluate(lanes: Lanes, runs: Runs, run: int, sums: FloatArray, theta: FloatArray) -> None:
-    """Loss and slopes of one run on the samples in `lanes`."""
-    d = len(theta) // 2
+def prepare(runs: Runs, run: int) -> None:
+    """Put the products of a run into its room, and zeros where sums are formed."""
+    d = runs.slopes.shape[2]
     for i in range(d):
-        theta[i] = runs.weights[0][run, i] * runs.weights[1][run, i]
-        theta[d + i] = runs.weights[2][run, i] * runs.weights[3][run, i]
+        runs.theta[i] = runs.weights[0][run, i] * runs.weights[1][run, i]
+        runs.theta[d + i] = runs.weights[2][run, i] * runs.weights[3][run, i]
     for kind in range(3):
         for i in range(d):
             for lane in range(LANES):
-                sums[0, kind, i, lane] = 0.0
-    bounds = np.array([0, len(lanes.X)])
-    loss_and_gradient(lanes.X, lanes.y, lanes.weight, theta, bounds, sums)
+                runs.sums[0, kind, i, lane] = 0.0
+
+
+@kernel
+def collect(runs: Runs, run: int) -> None:
+    """Loss and slopes of a run from the sums."""
     loss = 0.0
-    for i in range(d):
+    for i in range(runs.slopes.shape[2]):
         in_p, in_q, twice = 0.0, 0.0, 0.0
         for lane in range(LANES):
-            in_p += sums[0, 0, i, lane]
-            in_q += sums[0, 1, i, lane]
-            twice += sums[0, 2, i, lane]
+            in_p += runs.sums[0, 0, i, lane]
+            in_q += runs.sums[0, 1, i, lane]
+            twice += runs.sums[0, 2, i, lane]
         runs.slopes[run, 0, i] = in_p
         runs.slopes[run, 1, i] = in_q
         loss += 0.5 * twice
@@ -133,30 +144,19 @@ def evaluate(lanes: Lanes, runs: Runs, run: int, sums: FloatArray, theta: FloatA
 
 
 @kernel
-def _evaluate(
-    lanes: Lanes,
-    batches: Batches,
-    runs: Runs,
-    run: int,
-    start: int,
-    sums: FloatArray,
-    theta: FloatArray,
-) -> None:
-    """As `evaluate`, on the batch of this run that begins at `start` of its order, if any."""
-    n_left = batches.orders.shape[1] - start
-    if n_left > 0:
-        size = min(batches.size, n_left)
-        _, n_tokens, d, _ = lanes.X.shape
-        for place in range(lanes.weight.size):
-            block, lane = place // LANES, place % LANES
-            lanes.weight[block, lane] = batches.factor / size if place < size else 0.0
-            # Samples without weight have to be numbers all the same.
-            sample = batches.orders[run, start + min(place, size - 1)]
-            for a in range(n_tokens):
-                for i in range(d):
-                    lanes.X[block, a, i, lane] = batches.X[sample, a, i]
-                    lanes.y[block, a, i, lane] = batches.y[sample, a, i]
-    evaluate(lanes, runs, run, sums, theta)
+def _gather(lanes: Lanes, batches: Batches, run: int, start: int) -> None:
+    """Fill the lanes with the batch of this run that begins at `start` of its order."""
+    size = min(batches.size, batches.orders.shape[1] - start)
+    _, n_tokens, d, _ = lanes.X.shape
+    for place in range(lanes.weight.size):
+        block, lane = place // LANES, place % LANES
+        lanes.weight[block, lane] = batches.factor / size if place < size else 0.0
+        # Samples without weight have to be numbers all the same.
+        sample = batches.orders[run, start + min(place, size - 1)]
+        for a in range(n_tokens):
+            for i in range(d):
+                lanes.X[block, a, i, lane] = batches.X[sample, a, i]
+                lanes.y[block, a, i, lane] = batches.y[sample, a, i]
 
 
 @kernel

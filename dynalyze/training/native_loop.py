@@ -10,9 +10,9 @@ from dynalyze._core.arrays import FloatArray
 from dynalyze._core.collectives import world
 from dynalyze._core.interrupts import held
 from dynalyze._core.pytorch import torch
-from dynalyze.models.kernels import LANES, sample_lanes, zeros
+from dynalyze.models.kernels import LANES, loss_and_gradient, sample_lanes, zeros
 from dynalyze.models.losses import squared_loss_factor
-from dynalyze.training.descent import Batches, Lanes, Rule, Runs, Watch, descend, evaluate
+from dynalyze.training.descent import Batches, Lanes, Rule, Runs, Watch, collect, descend, prepare
 from dynalyze.training.heads import DiagonalHead
 from dynalyze.training.identity import HOOKS
 from dynalyze.training.options import ManyTrainings, OneTraining
@@ -146,13 +146,17 @@ class NativeLoop(ProductLoop):
                 if "momentum_buffer" not in slot:
                     slot["momentum_buffer"] = torch.zeros_like(weight)
             velocities = [_table(slot["momentum_buffer"], self._slopes) for slot in slots]
-        return Runs(tuple(weights), tuple(velocities), self._losses, self._slopes)
+        d = self._slopes.shape[2]
+        room = np.zeros(2 * d), zeros(1, 3, d)
+        return Runs(tuple(weights), tuple(velocities), self._losses, self._slopes, *room)
 
     def _whole_losses(self) -> torch.Tensor:
         n_runs, _, d = self._slopes.shape
         runs = self._runs()._replace(losses=np.zeros(n_runs), slopes=np.zeros((n_runs, 2, d)))
         for run in range(n_runs):
-            evaluate(self._whole, runs, run, np.zeros((1, 3, d, LANES)), np.zeros(2 * d))
+            prepare(runs, run)
+            loss_and_gradient(*self._whole[:3], runs.theta, self._whole.bounds, runs.sums)
+            collect(runs, run)
         return torch.from_numpy(runs.losses)
 
 
@@ -164,4 +168,4 @@ def _table(tensor: torch.Tensor, like: FloatArray) -> FloatArray:
 def _lanes(X: FloatArray, y: FloatArray, factor: float) -> Lanes:
     weight = zeros(-(-len(X) // LANES))
     weight.flat[: len(X)] = factor / len(X)
-    return Lanes(sample_lanes(X), sample_lanes(y), weight)
+    return Lanes(sample_lanes(X), sample_lanes(y), weight, np.array([0, len(weight)]))
