@@ -59,7 +59,8 @@ class NativeLoop(ProductLoop):
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
-        X, y = self.samples.inputs.numpy(), self.samples.targets.numpy()
+        # Kernels are compiled for one order of axes.
+        X, y = map(np.ascontiguousarray, (self.samples.inputs, self.samples.targets))
         n_samples, n_tokens, d = X.shape
         n_runs = len(self.records)
         size = self.options.batch_size or n_samples

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from dynalyze import Initialization, LearningRateWarning
 from dynalyze.models import AttentionHead, TorchModel
 from dynalyze.training import DiagonalHead, FullHead, Recording, assemble, train, train_many
+from dynalyze.training.descent import descend
 
 D = 3
 MOMENTUM = {"momentum": 0.5}
@@ -115,6 +116,17 @@ def test_problems_of_any_shape_are_trained_alike(n, tokens, d, batch, momentum, 
     native = train(DiagonalHead(d), (X, y), **options)
     with pytest.MonkeyPatch.context() as patch:
         assert_alike(native, in_torch(patch, train, DiagonalHead(d), (X, y), **options))
+
+
+def test_nothing_is_compiled_anew_for_samples_in_another_order_of_axes():
+    options = {"init": start(), "lr": 0.02, "steps": 30, **RULES["sgd"], "rng": 0}
+    expected = train(DiagonalHead(D), data(), **options)
+    known = list(descend.signatures)
+    X, y = map(np.asfortranarray, data())
+    found = train(DiagonalHead(D), (X, torch.from_numpy(y)), **options)
+    train_many(DiagonalHead(D), (X, y), [start(), start(2)], lr=0.02, steps=3)
+    np.testing.assert_array_equal(found.values, expected.values)
+    assert list(descend.signatures) == known
 
 
 def test_runs_diverge_alike_and_leave_the_others_alone(monkeypatch):
