@@ -97,6 +97,7 @@ class Simulation:
             self.origin = start.origin_loss, start.origin_field
         self.n_steps = 0
         self.farthest = _LARGEST_THETA
+        self.z_farthest = np.full(init.n_products, np.inf)  # |z| where |θ| is the farthest
         self.loss: float | None = None
         self.loss_scale = 1.0
         self.loss_checked = 0  # evaluations made before the loss was last checked
@@ -112,6 +113,9 @@ class Simulation:
                 # the distance at which a loss that falls as at first would be 0
                 slope = float(np.abs(field).max(initial=0.0))
                 self.farthest = _LARGEST_THETA * max(1.0, abs(value) / slope if slope else 1.0)
+            self.z_farthest = self.init.coordinates.z_of_theta(
+                np.full(self.init.n_products, self.farthest)
+            )
             stepper = self.make_stepper(
                 self.counted,
                 self.init.coordinates,
@@ -146,13 +150,12 @@ class Simulation:
             self.t.append(t)
             self.z.append(z)
             bar.update(t / self.init.log_inverse_alpha - bar.n)
-            theta = self.init.coordinates.theta(z)
-            if ended := self._diverged(theta):
+            if ended := self._diverged():
                 return ended
             if self.counted.nfev >= self.loss_checked + _LOSS_EVERY:
                 self._check_loss()
             deliver()
-            if self._stopped(theta):
+            if self._stopped():
                 return (
                     Status.CALLBACK,
                     f"stopped by the callback at flow time {t:.6g}; {_CONTINUE}",
@@ -169,16 +172,16 @@ class Simulation:
             f"max_steps or tol. {self.stationary.hint()}{_CONTINUE}"
         )
 
-    def _stopped(self, theta: FloatArray) -> bool:
+    def _stopped(self) -> bool:
         if self.callback is None:
             return False
         with interruptible():
-            return bool(self.callback(self._state(theta)))
+            return bool(self.callback(self._state()))
 
-    def _diverged(self, theta: FloatArray) -> tuple[Status, str] | None:
-        i = int(np.argmax(np.abs(theta)))
-        if np.abs(theta[i]) < self.farthest:
+    def _diverged(self) -> tuple[Status, str] | None:
+        if (np.abs(self.z[-1]) < self.z_farthest).all():
             return None
+        i = int(np.argmax(np.abs(self.init.coordinates.theta(self.z[-1]))))
         return Status.DIVERGED, (
             f"{self.objective.product_names[i]} has passed {self.farthest:.0e} at flow time "
             f"{self.t[-1]:.6g}: the loss has no minimum in its direction. Check the loss, or end "
@@ -202,13 +205,13 @@ class Simulation:
                 "the model's field is minus the derivative of its loss"
             )
 
-    def _state(self, theta: FloatArray) -> FlowState:
+    def _state(self) -> FlowState:
         t = self.t[-1]
         return FlowState(
             t=t,
             t_rescaled=t / self.init.log_inverse_alpha,
             z=self.z[-1],
-            theta=theta,
+            theta=self.init.coordinates.theta(self.z[-1]),
             n_steps=self.n_steps,
             nfev=self.counted.nfev,
         )

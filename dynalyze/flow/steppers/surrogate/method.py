@@ -8,6 +8,7 @@ the surrogate solved again with the new value (corrector). docs/integrator.md de
 """
 
 from dataclasses import replace
+from math import isclose
 from typing import NamedTuple
 
 import numpy as np
@@ -102,7 +103,7 @@ def step(problem: Problem, state: State, t_bound: float) -> tuple[State, Path]:
         result = _correct(problem, state, prediction)
         if result.path is not None:
             after = _accepted(problem, state, result, path.status == THRESHOLD)
-            if np.isclose(after.t, t_bound, rtol=1e-15, atol=0):
+            if isclose(after.t, t_bound, rel_tol=1e-15):
                 after = replace(after, t=t_bound)  # without the rounding of t
             return after, result.path
         columns, longest, broken = result.columns, result.longest, result.broken or broken

@@ -33,6 +33,11 @@ GAUSS_POINTS = np.array(
 _WEIGHTS = np.array(
     [0.1739274225687269, 0.3260725774312731, 0.3260725774312731, 0.1739274225687269]
 )
+# Bernstein's polynomials of degree 3 at these points, (4, 4)
+_CUBICS = GAUSS_POINTS[:, None] ** np.arange(4) * (1 - GAUSS_POINTS[:, None]) ** np.arange(
+    3, -1, -1
+)
+_CUBICS *= np.array([1.0, 3.0, 3.0, 1.0])
 MOST_STEPS = 2000  # inner steps of a path
 PAUSE = 500  # inner steps after which a free path ends
 _TURNED = 1.2  # factor by which the speed has grown again at a turn
@@ -100,12 +105,9 @@ def follow(
         Reasons to stop before.
     """
     result = _follow(flow, s, duration, min(first_step, duration), tol, stopping)
-    status, n, t, y, rates, quadratic, cubic, integrals, order, inner_step = result
-    t, y, rates, quadratic, cubic = t[: n + 1], y[: n + 1], rates[: n + 1], quadratic[:n], cubic[:n]
-    start, end = y[:-1], y[1:]
-    first, second = (2 * start + end + quadratic) / 3, (start + 2 * end + quadratic + cubic) / 3
-    dense = np.stack([start, first, second, end], axis=1)
-    return Path(status, t.copy(), y.copy(), rates.copy(), dense, integrals, order, inner_step)
+    status, n, t, y, rates, dense, integrals, order, inner_step = result
+    y, rates = y[: n + 1], rates[: n + 1]
+    return Path(status, t[: n + 1], y, rates, dense[:n], integrals, order, inner_step)
 
 
 @njit(cache=True, error_model="numpy")
@@ -190,7 +192,6 @@ def _follow(  # noqa: PLR0912, PLR0915 — its state is in local variables, as N
     FloatArray,
     FloatArray,
     FloatArray,
-    FloatArray,
     int,
     float,
 ]:
@@ -198,7 +199,7 @@ def _follow(  # noqa: PLR0912, PLR0915 — its state is in local variables, as N
     p = flow.up.shape[0]
     t, y = np.zeros(MOST_STEPS + 1), np.empty((MOST_STEPS + 1, p + 1))
     rates = np.empty((MOST_STEPS + 1, p))
-    quadratic, cubic = np.empty((MOST_STEPS, p + 1)), np.empty((MOST_STEPS, p + 1))
+    dense = np.empty((MOST_STEPS, 4, p + 1))
     work = work_space(p, flow.active.shape[0])
     terms = stopping.sizes.shape[0]
     integrals, sums = np.zeros((3, terms)), np.zeros((3, terms))
@@ -227,11 +228,11 @@ def _follow(  # noqa: PLR0912, PLR0915 — its state is in local variables, as N
             if fraction < 1.0:
                 h *= fraction
                 continue
-        dense_coefficients(work, quadratic[n], cubic[n])
+        dense_coefficients(work, y[n], new, dense[n])
         for q in range(4):
-            f = GAUSS_POINTS[q]
-            bend = quadratic[n, p] + f * cubic[n, p]
-            arc[q] = (1 - f) * y[n, p] + f * (new[p] + (1 - f) * bend)
+            arc[q] = 0.0
+            for j in range(4):
+                arc[q] += _CUBICS[q, j] * dense[n, j, p]
         accumulate(integrals, sums, h, arc, flow.nodes, stopping.resolution)
         if stopping.free and not resting:
             predicted, order = predicted_error(sums, float(new[p]), stopping)
@@ -274,4 +275,4 @@ def _follow(  # noqa: PLR0912, PLR0915 — its state is in local variables, as N
         rates[n, i] = work.start.rates[i]
     if status == 0:
         status = FAILED
-    return status, n, t, y, rates, quadratic, cubic, integrals, order, h
+    return status, n, t, y, rates, dense, integrals, order, h

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from dynalyze._core.arrays import FloatArray, IntArray
+from dynalyze._core.compiled import njit
 
 ROUNDING = 1e-14  # of a remainder, in units of its own size
 _EXTRAPOLATION = 2.0  # largest, in units of the span of the newest nodes
@@ -58,16 +59,23 @@ def newton_form(
     nodes = np.array([q.s for q in doubled])
     theta = np.array([q.theta[active] for q in doubled])
     coefficients = np.array([q.field for q in doubled]) + theta @ columns.T
-    for order in range(1, len(nodes)):
-        distance = (nodes[order:] - nodes[:-order])[:, None]
-        difference = coefficients[order:] - coefficients[order - 1 : -1]
-        if order == 1:  # what is no more than rounding would be taken for a slope
-            difference[np.abs(difference) <= ROUNDING * np.abs(coefficients[1:])] = 0.0
-        # a node of distance 0 is the doubled one, where the derivative is 0
-        coefficients[order:] = np.where(
-            distance == 0, 0.0, difference / np.where(distance == 0, 1.0, distance)
-        )
+    _divide(nodes, coefficients)
     return nodes, coefficients
+
+
+@njit(cache=True, error_model="numpy")
+def _divide(nodes: FloatArray, values: FloatArray) -> None:
+    """Turn values at the nodes into divided differences, in place."""
+    n, p = values.shape
+    for order in range(1, n):
+        for m in range(n - 1, order - 1, -1):
+            distance = nodes[m] - nodes[m - order]
+            for i in range(p):
+                difference = values[m, i] - values[m - 1, i]
+                # What is no more than rounding would be taken for a slope; and a node of
+                # distance 0 is the doubled one, where the derivative is 0.
+                rounding = order == 1 and abs(difference) <= ROUNDING * abs(values[m, i])
+                values[m, i] = 0.0 if rounding or distance == 0 else difference / distance
 
 
 def is_doubled(nodes: FloatArray) -> bool:

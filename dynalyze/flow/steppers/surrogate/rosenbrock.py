@@ -254,11 +254,13 @@ def rosenbrock_step(  # noqa: PLR0912 — one loop nest, which calls would only 
 
 
 @njit(cache=True, error_model="numpy")
-def dense_coefficients(work: Work, quadratic: FloatArray, cubic: FloatArray) -> None:
-    """Coefficients of the last step's dense output, each (p + 1,)."""
-    for i in range(quadratic.shape[0]):
-        second, third = 0.0, 0.0
+def dense_coefficients(work: Work, y: FloatArray, new: FloatArray, dense: FloatArray) -> None:
+    """Fill Bernstein's coefficients, (4, p + 1), of the last step, from y to `new`."""
+    for i in range(y.shape[0]):
+        quadratic, cubic = 0.0, 0.0
         for j in range(5):
-            second += _QUADRATIC[j] * work.stages[j, i]
-            third += _CUBIC[j] * work.stages[j, i]
-        quadratic[i], cubic[i] = second, third
+            quadratic += _QUADRATIC[j] * work.stages[j, i]
+            cubic += _CUBIC[j] * work.stages[j, i]
+        dense[0, i], dense[3, i] = y[i], new[i]
+        dense[1, i] = (2 * y[i] + new[i] + quadratic) / 3
+        dense[2, i] = (y[i] + 2 * new[i] + quadratic + cubic) / 3
