@@ -14,7 +14,6 @@ from typing import NamedTuple
 import numpy as np
 
 from dynalyze._core.arrays import FloatArray
-from dynalyze.errors import FlowError
 from dynalyze.flow.steppers.guarded import describe_bad_field
 from dynalyze.flow.steppers.surrogate.columns import Columns, levels, renewed
 from dynalyze.flow.steppers.surrogate.large import MANY, follow_many
@@ -28,11 +27,13 @@ from dynalyze.flow.steppers.surrogate.remainder import (
     newton_form,
 )
 from dynalyze.flow.steppers.surrogate.rosenbrock import Surrogate, newton_value
-from dynalyze.flow.steppers.surrogate.state import Problem, State, failure
+from dynalyze.flow.steppers.surrogate.state import Problem, State, failure, no_step_left
 
 _TARGET = 0.5  # error aimed at, in units of a step's tolerance
 _CONVERGED = 0.3  # largest change that a further evaluation would make, in the same units
-_INNER = 0.1  # error of an inner step, in the same units
+_INNER = 0.1  # error of an inner step, in the same units ...
+_INNER_ALONE = 5.0  # ... and where the remainder is constant, so that no other error is made ...
+_INNER_ALONE_LSODA = 0.5  # ... by LSODA, which makes the error that it may; RODAS far less
 _FARTHEST = 0.1  # largest correction of z in any step
 _SURPRISE = 0.2  # share of a correction beyond what was expected that may be wrong
 _EXPECTED = 4.0  # factor by which a correction may exceed its estimate
@@ -92,7 +93,7 @@ def step(problem: Problem, state: State, t_bound: float) -> tuple[State, Path]:
     for attempt in range(_MOST_ATTEMPTS):
         duration = min(min(t_bound, _LATEST) - state.t, longest)
         if not state.t + duration > state.t or longest <= _SHORTEST * abs(state.t):
-            raise _no_time(state, t_bound, longest, broken)
+            raise no_step_left(state, t_bound, longest, broken)
         prediction = _predict(problem, state, duration, caution)
         path, newest = prediction.path, state.samples[0]
         if path.status == FAILED:
@@ -132,14 +133,6 @@ def step_to(problem: Problem, state: State, t_end: float) -> tuple[State, Path]:
     polynomial = Polynomial(nodes, newton[: terms + 1], np.inf)
     path = _solve(problem, state, columns, polynomial, duration, 0)
     return _accepted(problem, state, Attempt(path, samples, columns), reached=False), path
-
-
-def _no_time(state: State, t_bound: float, longest: float, broken: str) -> FlowError:
-    if state.t >= t_bound:
-        return failure(state.t, f"t_bound={t_bound} is reached")
-    if np.isfinite(longest):
-        return failure(state.t, f"no step is short enough: beyond, {broken}")
-    return failure(state.t, "nothing moves any more, however long the flow time")
 
 
 def _simplified(problem: Problem, state: State, longest: float) -> tuple[State, float]:
@@ -302,5 +295,8 @@ def _follow(
         *p,
         ROUNDING * np.abs(p.newton[0]),
     )
-    method = follow_many if active.size >= MANY else follow
-    return method(flow, state.s, duration, state.inner_step, _INNER * problem.tol, stopping)
+    many = active.size >= MANY
+    alone = _INNER_ALONE_LSODA if many else _INNER_ALONE
+    tol = problem.tol * (alone if problem.quadratic else _INNER)
+    method = follow_many if many else follow
+    return method(flow, state.s, duration, state.inner_step, tol, stopping)

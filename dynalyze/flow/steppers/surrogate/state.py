@@ -105,3 +105,12 @@ def failure(t: float, why: str) -> FlowError:
     return FlowError(
         f"the flow cannot be continued from t = {t}: {why}. Try a larger tol, or another method"
     )
+
+
+def no_step_left(state: State, t_bound: float, longest: float, broken: str) -> FlowError:
+    """Error of a step that leads nowhere, as it may last no longer than `longest`."""
+    if state.t >= t_bound:
+        return failure(state.t, f"t_bound={t_bound} is reached")
+    if np.isfinite(longest):
+        return failure(state.t, f"no step is short enough: beyond, {broken}")
+    return failure(state.t, "nothing moves any more, however long the flow time")
