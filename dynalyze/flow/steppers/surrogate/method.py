@@ -151,8 +151,7 @@ def _predict(problem: Problem, state: State, duration: float, caution: float) ->
     columns, newest, tol = state.columns, state.samples[0], problem.tol
     samples = state.samples[: problem.order + 1]
     nodes, newton = newton_form(samples, columns.exact, columns.active, columns.matrix)
-    rate = float(np.max(problem.rates))
-    sizes = error_sizes(nodes, newton, problem.order, rate, problem.length)
+    sizes = error_sizes(nodes, newton, problem.order, float(np.max(problem.rates)), problem.length)
     # within bounds whose powers are finite
     size = float(np.clip(max(columns.size(newest), 1e-4 * problem.length), 1e-30, 1e30))
     floor = ROUNDING * float(np.max(np.abs(newton[0]))) / size ** np.arange(len(sizes))
@@ -173,9 +172,9 @@ def _predict(problem: Problem, state: State, duration: float, caution: float) ->
         resolution=columns.resolution(newest, tol, problem.length),
     )
     path = _follow(problem, state, columns, polynomial, duration, stopping)
-    terms = len(polynomial.newton)
-    inside = terms < len(sizes) and sizes[terms] > 0
-    correction = sizes[terms] * abs(path.integrals[2, terms]) if inside else 0.0
+    m = len(polynomial.newton)
+    inside = m < len(sizes) and sizes[m] > 0
+    correction = sizes[m] * abs(path.integrals[2, m]) if inside else 0.0
     return Prediction(path, nodes, polynomial, float(correction))
 
 
@@ -238,8 +237,8 @@ def _misfit(columns: Columns, sample: Sample, path: Path, polynomial: Polynomial
     nodes, newton, s_last = polynomial
     s, value = min(sample.s, s_last), np.empty_like(remainder)
     newton_value(nodes, newton, s, value, np.empty_like(value))
-    known = np.abs(remainder - value) - ROUNDING * np.abs(remainder)
-    difference = max(float(np.max(known)), 0.0)
+    unexplained = np.abs(remainder - value) - ROUNDING * np.abs(remainder)
+    difference = float(np.max(unexplained, initial=0.0))
     m, duration = len(newton), float(path.t[-1])
     at_end = abs(float(np.prod(s - nodes[:m])))
     integral = abs(float(path.integrals[2, m])) if m < path.integrals.shape[1] else np.inf
@@ -295,8 +294,7 @@ def _follow(
         *p,
         ROUNDING * np.abs(p.newton[0]),
     )
-    many = active.size >= MANY
-    alone = _INNER_ALONE_LSODA if many else _INNER_ALONE
+    many = (follow_many, _INNER_ALONE_LSODA)
+    method, alone = many if active.size >= MANY else (follow, _INNER_ALONE)
     tol = problem.tol * (alone if problem.quadratic else _INNER)
-    method = follow_many if many else follow
     return method(flow, state.s, duration, state.inner_step, tol, stopping)
