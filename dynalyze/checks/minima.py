@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.sparse.linalg import eigsh
+from scipy.linalg import eigh
 
 from dynalyze._core.arrays import BoolArray, FloatArray
 from dynalyze.checks.report import Verdict
@@ -14,7 +14,6 @@ _NEWTON_STEPS = 6  # further steps, over which the curvature at a strict minimum
 _PERSISTS = 0.5  # fraction of it that must be left after them
 _STILL = 1e-12  # a Newton step that moves no product by more than this fraction is rounding
 _TOO_FAR = 0.5  # and one that moves a product by more than this fraction leads elsewhere
-_EXACT_UP_TO = 200  # size of the support from which Lanczos takes over
 _NAMED = 0.3  # entries of an eigenvector, over its largest, whose products are named
 
 
@@ -34,8 +33,6 @@ def smallest_curvature(
     support: BoolArray,
     *,
     fields: FloatArray | None = None,
-    exact_up_to: int = _EXACT_UP_TO,
-    rng: np.random.Generator | int | None = 0,
 ) -> SmallestCurvature:
     """Smallest eigenvalue of ∂²L/∂u² on the support at a stationary point, v = s ⊙ u.
 
@@ -52,10 +49,6 @@ def smallest_curvature(
     fields : ndarray, shape (p,), optional
         Measure each u_i by √|g_i|, with the size |g_i| that drove it. Where the curvature has the
         scale of the problem, |θ_i| H_ii ~ |g_i|, the eigenvalues are then about 4, in any units.
-    exact_up_to : int
-        Largest k for which all eigenvalues are computed; beyond it Lanczos' method.
-    rng : numpy.random.Generator or int, optional
-        Of Lanczos' starting vector.
     """
     indices = np.flatnonzero(support)
     u = np.sqrt(np.abs(theta[indices])) * np.sign(theta[indices])
@@ -64,19 +57,10 @@ def smallest_curvature(
     if fields is not None:
         root = np.sqrt(fields[indices])
         matrix = matrix / root / root[:, None]
-    if indices.size <= exact_up_to:
-        values, vectors = np.linalg.eigh(matrix)
-        low, high = 0, int(np.argmax(np.abs(values)))
-        value, vector, largest = values[low], vectors[:, low], abs(values[high])
-    else:
-        start = np.random.default_rng(rng).standard_normal(indices.size)
-        (largest,), _ = eigsh(matrix, k=1, which="LM", v0=start, tol=1e-3)
-        largest = abs(largest)
-        # The smallest is found as the end of the spectrum of the shifted matrix.
-        shifted = largest * np.eye(indices.size) - matrix
-        _, vectors = eigsh(shifted, k=1, which="LA", v0=start, tol=1e-12, ncv=min(60, indices.size))
-        vector = vectors[:, 0]
-        value = vector @ matrix @ vector
+    (value,), vectors = eigh(matrix, subset_by_index=[0, 0])
+    last = indices.size - 1
+    (highest,) = eigh(matrix, eigvals_only=True, subset_by_index=[last, last])
+    vector, largest = vectors[:, 0], max(abs(value), abs(highest))
     residual = float(np.linalg.norm(matrix @ vector - value * vector))
     return SmallestCurvature(float(value), float(largest), vector, residual)
 
