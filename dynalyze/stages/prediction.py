@@ -17,8 +17,9 @@ from dynalyze.models.counted import Stats
 from dynalyze.models.protocol import Objective
 from dynalyze.stages.durations import transition_durations
 from dynalyze.stages.finite import FiniteScaleStages, jump_sizes
-from dynalyze.stages.saved import SCHEMA
-from dynalyze.stages.table import Jumps, stage_table
+from dynalyze.stages.saved import SCHEMA, from_parts, to_parts
+from dynalyze.stages.stability import largest_product, sharpness, warn_of_learning_rate
+from dynalyze.stages.table import Jumps, stage_columns, stage_table
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -57,6 +58,7 @@ class StagePrediction:
     at_alpha: FiniteScaleStages | None = None  # the stages from a given initialization
     configuration: dict[str, Any] = field(default_factory=dict)  # how it was computed
     known_durations: FloatArray | None = None  # (K,), see `durations`
+    known_sharpness: FloatArray | None = None  # (K+1,), see `sharpness`
     objective: Objective | None = None  # the loss with its data; not in a saved file
 
     def __getstate__(self) -> dict[str, Any]:
@@ -88,6 +90,41 @@ class StagePrediction:
         plateaus = zip(self.theta, self.losses, self.fields, strict=True)
         points = [known_point(self.objective, *plateau) for plateau in plateaus]
         return transition_durations(self.objective, points, self.coordinates, self.signs)
+
+    @cached_property
+    def sharpness(self) -> FloatArray:
+        """Largest curvature in (u, v) on each plateau, in 1/flow time; shape (K+1,).
+
+        It takes a Hessian for each plateau when it is first asked for. NaN in a prediction that
+        was saved before.
+        """
+        if self.known_sharpness is not None:
+            return self.known_sharpness
+        if self.objective is None:
+            return np.full(self.n_stages + 1, np.nan)
+        plateaus = zip(self.theta, self.fields, strict=True)
+        return np.array([sharpness(self.objective, *plateau) for plateau in plateaus])
+
+    def max_learning_rates(self, momentum: float = 0.0, *, nesterov: bool = False) -> FloatArray:
+        """Learning rates below which full-batch gradient descent rests on each plateau, (K+1,).
+
+        Beyond one of them descent oscillates or diverges there, and from then on nothing that is
+        predicted of the flow holds.
+
+        Parameters
+        ----------
+        momentum : float
+            β of heavy-ball momentum, as in torch.optim.SGD.
+        nesterov : bool
+            Whether the momentum is Nesterov's, as there.
+
+        Raises
+        ------
+        InvalidInputError
+            If `momentum` does not lie in [0, 1).
+        """
+        with np.errstate(divide="ignore"):
+            return largest_product(momentum, nesterov=nesterov) / self.sharpness
 
     @property
     def follows_transitions(self) -> bool:
@@ -155,9 +192,17 @@ class StagePrediction:
         ------
         InvalidInputError
             If the prediction was made without ``init``, or an argument is not as above.
+
+        Warns
+        -----
+        LearningRateWarning
+            If `lr` exceeds the `max_learning_rates` of a plateau.
         """
         at_alpha, times, _ = self._jumps(threshold)
-        return times / at_alpha.units_per_flow_time(unit, lr)
+        length = at_alpha.units_per_flow_time(unit, lr)
+        if unit == "steps":
+            warn_of_learning_rate(length, self.max_learning_rates())
+        return times / length
 
     def jump_notes(self, threshold: float | None = None) -> tuple[str, ...]:
         """Why a stage has no jump time, K sentences; empty where it has one."""
@@ -200,7 +245,7 @@ class StagePrediction:
             _, times, notes = self._jumps(threshold)
             jumps = Jumps(self.at_alpha.log10_alpha, times, notes, threshold)
         return stage_table(
-            self._columns(),
+            stage_columns(self),
             self.losses[0],
             separated=separated,
             jumps=jumps,
@@ -217,26 +262,9 @@ class StagePrediction:
             f"{self.status}>"
         )
 
-    def _columns(self) -> dict[str, Any]:
-        names = self.product_names
-        return {
-            "time": self.times,
-            "coordinate": self.coordinates,
-            "product": [names[i] for i in self.coordinates],
-            "sign": self.signs,
-            "value": self.theta[1:][np.arange(self.n_stages), self.coordinates],
-            "loss": self.losses[1:],
-            "support_size": self.support_sizes[1:],
-            "departed": [
-                tuple(self.product_names[i] for i in products) for products in self.departed
-            ],
-            "runner_up": [names[i] if i >= 0 else None for i in self.runner_ups],
-            "gap": self.gaps,
-        }
-
     def to_dataframe(self) -> "pd.DataFrame":
         """Stages as a pandas DataFrame, one row each (needs the extra ``dataframe``)."""
-        columns = self._columns() | {"log10_alpha_separated": self.log10_alpha_separated}
+        columns = stage_columns(self) | {"log10_alpha_separated": self.log10_alpha_separated}
         if self.at_alpha is not None:
             columns["jump_time"] = self.jump_times()
         return dataframe(columns, number_rows="stage")
@@ -249,24 +277,7 @@ class StagePrediction:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write everything to `path` (NumPy archive with a JSON stamp), exactly."""
-        own = {n for n in SCHEMA.arrays if "." not in n} - {"known_durations"}
-        arrays = {name: getattr(self, name) for name in own}
-        if self.follows_transitions:
-            arrays["known_durations"] = self.durations
-        if self.at_alpha is not None:
-            arrays |= {f"at_alpha.{name}": a for name, a in self.at_alpha.to_arrays().items()}
-        metadata = {
-            "departed": self.departed,
-            "caveats": self.caveats,
-            "product_names": self.product_names,
-            "status": self.status,
-            "message": self.message,
-            "tie_rtol": self.tie_rtol,
-            "stats": vars(self.stats),
-            "log10_alpha": None if self.at_alpha is None else self.at_alpha.log10_alpha,
-            "configuration": self.configuration,
-        }
-        write_saved(path, SCHEMA, arrays, metadata)
+        write_saved(path, SCHEMA, *to_parts(self))
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Self:
@@ -277,24 +288,4 @@ class StagePrediction:
         SavedFileError
             If the file is truncated, holds something else or comes from a newer version.
         """
-        return load_saved(path, SCHEMA, cls._from_parts)
-
-    @classmethod
-    def _from_parts(cls, arrays: dict[str, Any], metadata: dict[str, Any]) -> Self:
-        own = {name: array for name, array in arrays.items() if "." not in name}
-        at_alpha = {k.removeprefix("at_alpha."): a for k, a in arrays.items() if "." in k}
-        log10_alpha = metadata.pop("log10_alpha")
-        if (log10_alpha is None) != (not at_alpha):
-            raise ValueError("the stages from a given initialization are there in part")
-        return cls(
-            **own,
-            **metadata
-            | {
-                "departed": tuple(tuple(products) for products in metadata["departed"]),
-                "caveats": tuple(metadata["caveats"]),
-                "product_names": tuple(metadata["product_names"]),
-                "status": Status(metadata["status"]),
-                "stats": Stats(**metadata["stats"]),
-            },
-            at_alpha=FiniteScaleStages.from_arrays(at_alpha, log10_alpha) if at_alpha else None,
-        )
+        return load_saved(path, SCHEMA, lambda *parts: cls(**from_parts(*parts)))

@@ -1,12 +1,15 @@
-"""The stage table as text."""
+"""The stage table: its columns, and as text."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from dynalyze._core.arrays import FloatArray
 from dynalyze._core.text import aligned
+
+if TYPE_CHECKING:
+    from dynalyze.stages.prediction import StagePrediction
 
 _MOST_NOTES = 5
 
@@ -18,6 +21,25 @@ class Jumps(NamedTuple):
     times: FloatArray  # (K,), flow time; NaN where there is none
     notes: tuple[str, ...]  # K sentences, why there is none
     threshold: float | None  # |θ| at which a jump is called, None for 5% of its value
+
+
+def stage_columns(prediction: "StagePrediction") -> dict[str, Any]:
+    """Columns of the table of stages, K entries each."""
+    names = prediction.product_names
+    return {
+        "time": prediction.times,
+        "coordinate": prediction.coordinates,
+        "product": [names[i] for i in prediction.coordinates],
+        "sign": prediction.signs,
+        "value": prediction.theta[1:][np.arange(prediction.n_stages), prediction.coordinates],
+        "loss": prediction.losses[1:],
+        "support_size": prediction.support_sizes[1:],
+        "departed": [
+            tuple(prediction.product_names[i] for i in products) for products in prediction.departed
+        ],
+        "runner_up": [names[i] if i >= 0 else None for i in prediction.runner_ups],
+        "gap": prediction.gaps,
+    }
 
 
 def stage_table(
