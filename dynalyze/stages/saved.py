@@ -1,14 +1,11 @@
 """What the file of a `StagePrediction` holds."""
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from dynalyze._core.saved_schema import Array, ListOf, Schema
 from dynalyze._core.status import Status
 from dynalyze.models.counted import Stats
 from dynalyze.stages.finite import FiniteScaleStages
-
-if TYPE_CHECKING:
-    from dynalyze.stages.prediction import StagePrediction
 
 SCHEMA = Schema(
     "stage prediction",
@@ -51,8 +48,8 @@ SCHEMA = Schema(
 )
 
 
-def to_parts(prediction: "StagePrediction") -> tuple[dict[str, Any], dict[str, Any]]:
-    """Arrays and metadata of a prediction, as the schema names them."""
+def to_parts(prediction: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Arrays and metadata of a `StagePrediction`, as the schema names them."""
     known = {"known_durations", "known_sharpness"}
     own = {name for name in SCHEMA.arrays if "." not in name} - known
     arrays = {name: getattr(prediction, name) for name in own}

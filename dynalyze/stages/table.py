@@ -1,15 +1,12 @@
 """The stage table: its columns, and as text."""
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from dynalyze._core.arrays import FloatArray
 from dynalyze._core.text import aligned
-
-if TYPE_CHECKING:
-    from dynalyze.stages.prediction import StagePrediction
 
 _MOST_NOTES = 5
 
@@ -23,8 +20,8 @@ class Jumps(NamedTuple):
     threshold: float | None  # |θ| at which a jump is called, None for 5% of its value
 
 
-def stage_columns(prediction: "StagePrediction") -> dict[str, Any]:
-    """Columns of the table of stages, K entries each."""
+def stage_columns(prediction: Any) -> dict[str, Any]:
+    """Columns of the table of a `StagePrediction`, K entries each."""
     names = prediction.product_names
     return {
         "time": prediction.times,
