@@ -192,6 +192,28 @@ def test_with_compiling_off_derivatives_are_those_of_autograd_too():
     assert result.returncode == 0, result.stdout + result.stderr
 
 
+def test_with_compiling_off_a_prediction_is_the_same():
+    code = (
+        "import numpy as np, dynalyze; from dynalyze.models import AttentionHead; "
+        "rng = np.random.default_rng(0); X = rng.standard_normal((20, 3, 2)); "
+        "data = X, AttentionHead(2).predict(rng.standard_normal(4), X); "
+        "print(*dynalyze.predict_stages(AttentionHead(2), data).times)"
+    )
+    printed = [
+        subprocess.run(
+            [sys.executable, "-c", code],
+            env=os.environ | off,
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for off in ({}, {"NUMBA_DISABLE_JIT": "1"})
+    ]
+    compiled, interpreted = (np.array(text.split(), dtype=float) for text in printed)
+    assert compiled.size == 4
+    np.testing.assert_allclose(interpreted, compiled, rtol=1e-10)
+
+
 # Without AVX-512 the compiler is told so; vectors of eight work everywhere, only not as fast.
 _OTHER_WIDTH = """
 import sys

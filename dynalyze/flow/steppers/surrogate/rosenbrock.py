@@ -10,7 +10,9 @@ from typing import NamedTuple
 
 import numpy as np
 from numba import types
+from numba.core import config
 from numba.np.linalg import _LAPACK
+from scipy.linalg.lapack import dgetrf
 
 from dynalyze._core.arrays import FloatArray, IntArray
 from dynalyze._core.compiled import njit
@@ -56,7 +58,23 @@ _CUBIC = np.array(
         -6.594389125716872,
     ]
 )
-_factorize = _LAPACK().numba_xxgetrf(types.float64)  # Numba's own door to LAPACK's dgetrf
+_getrf = _LAPACK().numba_xxgetrf(types.float64)  # Numba's own door to LAPACK's dgetrf
+
+
+@njit(cache=True)
+def _compiled_factorize(matrix: FloatArray, pivots: IntArray) -> None:
+    """Replace a matrix, stored column by column, by its factors."""
+    n = matrix.shape[0]
+    _getrf(100, n, n, matrix.ctypes, n, pivots.ctypes)  # 100: "d"
+
+
+def _plain_factorize(matrix: FloatArray, pivots: IntArray) -> None:
+    factors, first, _ = dgetrf(matrix.T)
+    matrix[:], pivots[:] = factors.T, first + 1
+
+
+_compiles = not getattr(config, "DISABLE_JIT")  # noqa: B009 - an attribute its types do not tell
+_factorize = _compiled_factorize if _compiles else _plain_factorize
 
 
 @njit(cache=True, error_model="numpy", fastmath={"contract", "reassoc"})
@@ -208,7 +226,7 @@ def rosenbrock_step(  # noqa: PLR0912 — one loop nest, which calls would only 
     rates, theta = work.inner.rates, work.inner.theta
     shift = 1.0 / (h * _GAMMA)
     iteration_matrix(flow, work, shift)
-    _factorize(100, k + 1, k + 1, work.matrix.ctypes, k + 1, work.pivots.ctypes)  # 100: "d"
+    _factorize(work.matrix, work.pivots)
     for stage in range(6):
         if stage == 0:
             for i in range(p + 1):
