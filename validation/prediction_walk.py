@@ -2,7 +2,7 @@
 
 Counts the distinct functions of the library that are called (comprehensions are none), their files,
 and the calls that lead from one file to another. A first prediction warms imports and kernels.
-Run ``python -m validation.prediction_walk``, with ``-v`` for the list.
+Run ``python -m validation.prediction_walk``, with ``-v`` for the list, in the order of first calls.
 """
 
 import sys
@@ -63,7 +63,7 @@ def main() -> None:
         rooms = Counter("/".join(place.split()[0].split("/")[:-1]) or "." for place in calls)
         print("  " + ", ".join(f"{room} {number}" for room, number in sorted(rooms.items())))
         if "-v" in sys.argv:
-            for place, number in sorted(calls.items()):
+            for place, number in calls.items():
                 print(f"  {number:6d}  {place}")
             for (caller, file), number in moves.most_common(20):
                 print(f"  {number:6d}  {caller} → {file}")

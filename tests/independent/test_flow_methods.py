@@ -9,9 +9,10 @@ from dynalyze.flow.coordinates import LogCoordinates
 from dynalyze.flow.initialization import Initialization
 from dynalyze.flow.simulate import simulate
 from dynalyze.flow.steppers.guarded import GuardedFlow
+from dynalyze.flow.steppers.methods import METHODS
 
 
-@pytest.mark.parametrize("method", ["surrogate", "LSODA", "BDF", "Radau", "CVODE"])
+@pytest.mark.parametrize("method", METHODS)
 def test_against_eq_4_on_raw_weights(method):
     objective = small_head()
     p = objective.n_products
@@ -45,7 +46,7 @@ def test_two_tight_methods_agree_and_bound_the_others(log10_alpha):
     np.testing.assert_array_equal(radau.crossings(0.05)[1], coordinate)
     np.testing.assert_array_equal(radau.crossings(0.05)[2], direction)
     np.testing.assert_allclose(radau.crossings(0.05)[0], t, rtol=2e-9)
-    for method in ("surrogate", "LSODA", "BDF", "Radau", "CVODE"):
+    for method in METHODS:
         loose = run(method, 1e-6)
         np.testing.assert_array_equal(loose.crossings(0.05)[1], coordinate)
         np.testing.assert_allclose(loose.crossings(0.05)[0], t, atol=1e-3)

@@ -84,11 +84,12 @@ class StepperFactory(Protocol):
         chart : LogCoordinates or BalancedCoordinates
             `chart.theta` gives the products θ(z).
         z : ndarray, shape (p,)
-            Log coordinates at the start.
+            Log coordinates at the start; a method of your own gets a copy, to be changed at will.
         t : float
             Flow time of the start.
         t_bound : float
             Flow time beyond which no step needs to go; may be infinite.
         tol : float
-            Error of z that is asked for.
+            Error of z that one step may make. `simulate` passes its own `tol` on; `predict_stages`
+            asks for 1e-4 where jump times are wanted, and else for 1e-3.
         """
