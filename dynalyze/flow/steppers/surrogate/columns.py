@@ -9,7 +9,7 @@ from dynalyze.errors import FlowError
 from dynalyze.flow.steppers.surrogate.remainder import Sample
 from dynalyze.models.protocol import Objective
 
-_NEGLIGIBLE = 1e-3  # contribution, in units of a step's tolerance, from which a column is needed
+_NEGLIGIBLE = 1e-3  # |H||θ|/|g|, in units of a step's tolerance, from which a column is needed
 _DROPPED = 1e-3  # fraction of that below which the column is no longer kept
 _CONTRACTION = 0.15  # of fresh columns, until measured
 _BAD_CONTRACTION = 0.3
@@ -183,7 +183,8 @@ def levels(
     """log|θ| from which a coordinate needs a column; (p,).
 
     What grows at the rate 2|g| up to |θ| has moved the log coordinates of others by
-    |H||θ|/(2|g|). What has never had a column is taken to be coupled as strongly as any.
+    |H||θ|/(2|g|); twice that is held against `_NEGLIGIBLE`. What has never had a column is taken
+    to be coupled as strongly as any.
     """
     known = columns.weight > 0
     strongest = float(np.max((columns.coupling / units)[known], initial=0.0)) or 1.0
@@ -232,12 +233,12 @@ def selected(
     while True:
         # Columns of those that join may show that others are coupled more strongly than was known.
         level = levels(columns, sample.field, units, rates, tol)
-        length = level - np.log(_NEGLIGIBLE * tol)  # natural log|θ|: |g_i| / max_j |H_ji|
+        log_length = level - np.log(_NEGLIGIBLE * tol)  # of |θ_i|, naturally: |g_i| / max_j |H_ji|
         if first:
             keeps = held & (log_theta > level + np.log(_DROPPED))
             first = False
         joining = ~held & (log_theta > level - 0.1)
-        soon = _soon(joining, log_theta, growth, level, length)
+        soon = _soon(joining, log_theta, growth, level, log_length)
         joining |= soon & ~held
         keeps |= soon & held
         new = bool(joining.any())
@@ -249,16 +250,16 @@ def selected(
 
 
 def _soon(
-    new: BoolArray,
+    joining: BoolArray,
     log_theta: FloatArray,
     growth: FloatArray,
     level: FloatArray,
-    length: FloatArray,
+    log_length: FloatArray,
 ) -> BoolArray:
-    """Mask of the coordinates that reach their level while the new ones grow to their length."""
-    new = new & (growth > 0)
-    if not new.any():
-        return new
-    wait = float(np.max((length - log_theta)[new] / growth[new], initial=0.0))
+    """Mask of the coordinates that reach their level while those that join grow to their length."""
+    joining = joining & (growth > 0)
+    if not joining.any():
+        return joining
+    wait = float(np.max((log_length - log_theta)[joining] / growth[joining], initial=0.0))
     soon: BoolArray = (growth > 0) & (log_theta + growth * wait > level)
     return soon

@@ -42,7 +42,7 @@ def follow_many(  # noqa: PLR0915 — what a step of LSODA shares with the next 
     tol: float,
     stopping: StoppingCriteria,
 ) -> Path:
-    """Do what `path.follow` does."""
+    """Do what `path.follow` does, but for turns; LSODA finds its first step itself."""
     p, active = flow.up.size, flow.active
     work = work_space(p, active.size)
     lowest, highest = (

@@ -29,7 +29,7 @@ from dynalyze.flow.steppers.surrogate.remainder import (
 from dynalyze.flow.steppers.surrogate.rosenbrock import Surrogate, newton_value
 from dynalyze.flow.steppers.surrogate.state import Problem, State, failure, no_step_left
 
-_TARGET = 0.5  # error aimed at, in units of a step's tolerance
+_TARGET = 0.5  # error of a step that is aimed at, in units of its tolerance
 _CONVERGED = 0.3  # largest change that a further evaluation would make, in the same units
 _INNER = 0.1  # error of an inner step, in the same units ...
 _INNER_ALONE = 5.0  # ... and where the remainder is constant, so that no other error is made ...
@@ -37,7 +37,7 @@ _INNER_ALONE_LSODA = 0.5  # ... by LSODA, which makes the error that it may; ROD
 _FARTHEST = 0.1  # largest correction of z in any step
 _SURPRISE = 0.2  # share of a correction beyond what was expected that may be wrong
 _EXPECTED = 4.0  # factor by which a correction may exceed its estimate
-_MOST_CORRECTIONS = 3
+_MOST_CORRECTIONS = 3  # evaluations in one attempt at a step
 _MOST_ATTEMPTS = 40
 _PATIENCE = 5  # attempts after which dear columns are renewed and the step shortened
 _SHORTEST = 1e-12  # duration of a step, in units of the flow time, that still leads anywhere
@@ -49,7 +49,7 @@ class Prediction(NamedTuple):
     """A free path of the surrogate."""
 
     path: Path
-    nodes: FloatArray  # (n,), of all that is known of the remainder
+    nodes: FloatArray  # (n,), of the newest samples, newest first
     polynomial: Polynomial  # that was followed
     correction: float  # of z, as the interpolation error promises it
 

@@ -98,12 +98,15 @@ def _solve(factors: FloatArray, pivots: IntArray, x: FloatArray) -> None:
 
 
 class Surrogate(NamedTuple):
-    """The flow of y = (z, s) under dz/dt = P(s) − Hθ(z), with s the arc length of θ."""
+    """The flow of y = (z, s) under dz/dt = P(s) − Hθ(z), with s the arc length of θ.
+
+    z counts from the start of the step, and θ is in units in which arc length is measured, W θ.
+    """
 
     up: FloatArray  # (p,), θ = e^{up + 2z} − e^{down − 2z}, in units of arc length
     down: FloatArray  # (p,)
     active: IntArray  # (k,), coordinates that have Hessian columns
-    columns: FloatArray  # (p, k), H
+    columns: FloatArray  # (p, k), H/W: the Hessian columns for θ in these units
     block: FloatArray  # (k, k), the transpose of its active rows
     nodes: FloatArray  # (n,), nodes of P in Newton's form
     newton: FloatArray  # (m ≤ n, p), its coefficients

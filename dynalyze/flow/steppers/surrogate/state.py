@@ -22,10 +22,10 @@ class Problem:
     up: FloatArray  # (p,), θ = e^{up + 2z} − e^{down − 2z}
     down: FloatArray  # (p,)
     units: FloatArray  # (p,), units of the fields
-    rates: FloatArray  # (p,), size of the fields at the start
+    rates: FloatArray  # (p,), largest field at the start, in the units of each
     length: float  # arc length over which the field changes at the start
     tol: float  # error of z that a step may make
-    order: int  # highest number of nodes of the predictor
+    order: int  # highest number m of nodes of the predictor; the method's order is m + 1
     quadratic: bool  # whether the loss is quadratic in θ, so that the remainder is constant
 
     def theta(self, z: FloatArray) -> FloatArray:
