@@ -203,6 +203,7 @@ class AttentionHeadObjective(CheckedObjective):
         products = as_products(theta, self.n_products)
         columns = as_product_indices(indices, self.n_products)
         d = self._model.d_model
+        # p = w_K ⊙ w_Q and q = w_V ⊙ w_O are the two halves of θ, as in `kernels`.
         in_p = columns < d
         # By symmetry all columns in p hold those in q too, and half of H_pp is enough.
         everything = len(columns) > d or in_p.sum() == d

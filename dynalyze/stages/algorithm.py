@@ -101,6 +101,9 @@ Path = tuple[tuple[int, int], ...]  # products that have activated, with their s
 class TransitionCache:
     """Finds transitions, and keeps what a second clock will ask for again.
 
+    Where the loss is quadratic in θ the limit is a least-squares problem with signs, and its orbit
+    is followed only for jump times; everywhere else the orbit leads to the limit.
+
     Parameters
     ----------
     objective : CountedObjective
@@ -108,7 +111,7 @@ class TransitionCache:
     method : str or StepperFactory
         Integrator of the orbits.
     deadline : float
-        Of `time.monotonic`; no transition is begun after it.
+        Of `time.monotonic`; after it no transition is begun, and no orbit followed any further.
     tolerance : float
         Largest |g| on the support of a limit point.
     follow : bool

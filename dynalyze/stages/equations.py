@@ -17,9 +17,9 @@ class Activation(NamedTuple):
 
     coordinate: int
     sign: int  # ±1: the sign with which the product grows
-    wait: float  # rescaled time from the last activation, Δ_k(i_k)
+    wait: float  # Δ_k(i_k): rescaled time since the last, or flow time on a clock of finite α
     runner_up: int  # −1 if no other product ever activates
-    runner_up_wait: float  # rescaled time; inf if there is no runner-up
+    runner_up_wait: float  # in the same time; inf if there is no runner-up
 
 
 def initial_log_scale(n_products: int) -> FloatArray:
@@ -63,7 +63,7 @@ def activation(waits: FloatArray, field: FloatArray) -> Activation | None:
     Parameters
     ----------
     waits : ndarray, shape (p,)
-        Times until active, rescaled.
+        Times until active, in the clock's own unit.
     field : ndarray, shape (p,)
         g(θ^k), whose sign is the sign with which the product grows.
     """

@@ -35,7 +35,7 @@ class Orbit:
     z_end: FloatArray  # (p,), z at times[-1] relaxed onto the plateau; off the support, its drift
     z_lowest: FloatArray  # (p,), smallest z along the orbit; off the support, of its drift
     z_highest: FloatArray  # (p,), largest z along the orbit
-    duration: float  # flow time from 1% of the activated product's limit to 1% from the plateau
+    duration: float  # flow time from 1% of the activated product's largest size to 1% from the end
 
 
 def onset(start: StationaryPoint, coordinate: int, sign: int) -> FloatArray:
@@ -81,7 +81,8 @@ def orbit_steps(
 ) -> Iterator[tuple[Segment, FloatArray, FloatArray]]:
     """Follow ψ of eq. (11) from θ; gives each step with z and g at its end, until a budget ends.
 
-    The arguments are those of `limit_point`; `latest` is a flow time.
+    `theta` has the signs of the chart. `method` and `deadline` are as in `limit_point`, `latest` is
+    a flow time, and `tol` the error of z that is asked of the integrator.
 
     Raises
     ------
@@ -126,7 +127,7 @@ def follow_to(
     Raises
     ------
     FlowError
-        If the flow cannot be followed until its active products have come within 1% of `end`.
+        If the flow cannot be followed until its active products have come within 0.5% of `end`.
     """
     objective = counted(objective)
     begun, path = objective.nfev, list[tuple[Segment, FloatArray]]()

@@ -80,7 +80,8 @@ def predict_stages(
     max_stages : int, optional
         Stop after that many stages.
     max_seconds : float, optional
-        Stop when that much wall-clock time has passed at the end of a stage.
+        Stop when that much wall-clock time has passed. A transition that is then being followed is
+        given up; the stages before it are kept.
     field_rtol : float
         The recursion has converged when every |g_i| off the support is at most this fraction
         of max|g(0)|, less by as much as the units of its feature are smaller than the largest.

@@ -30,7 +30,7 @@ from dynalyze.stages.orbit import (
     sampled_orbit,
 )
 
-_NEGLIGIBLE = 1e-4  # a shrinking product this small, against its largest value, may have left
+_GONE = 1e-4  # a shrinking product this small, against its largest value, may have left
 _SMALL = 0.1  # one this small may have left where Newton's step takes it to this part of itself
 _FIRST_TRY = 1e-4  # try Newton when the rate of loss has fallen by this factor from its peak,
 _RETRY = 0.04  # and again when it has fallen by this one since the last try
@@ -109,7 +109,7 @@ def limit_point(
     peak = np.abs(theta)
     farthest = _FARTHEST * max(np.abs(start.theta).max(), abs(theta[coordinate]) / ONSET)
     rate_peak, rate_tried = 0.0, np.inf
-    why = Rejection("the rate of loss never fell, so Newton's method was not tried")
+    why = Rejection("the rate of loss never fell far enough for Newton's method to be tried")
     steps = orbit_steps(
         objective,
         chart,
@@ -135,9 +135,9 @@ def limit_point(
             if rate > min(_FIRST_TRY * rate_peak, _RETRY * rate_tried):
                 continue
             rate_tried = rate
-            shrinking = _shrinking(objective, theta, field, chart.signs, peak)
+            leaving = _leaving(objective, theta, field, chart.signs, peak)
             end = _certify(
-                objective, theta, chart.signs, shrinking, negligible, tolerance, start.value
+                objective, theta, chart.signs, leaving, negligible, tolerance, start.value
             )
             if isinstance(end, StationaryPoint):
                 departed = tuple(int(i) for i in np.setdiff1d(support, end.support))
@@ -164,7 +164,7 @@ def fields_at_rest(
     return tuple(i for i in departed if abs(end.field[i]) <= negligible[i])
 
 
-def _shrinking(
+def _leaving(
     objective: Objective,
     theta: FloatArray,
     field: FloatArray,
@@ -178,7 +178,7 @@ def _shrinking(
     """
     support, size = np.flatnonzero(signs), np.abs(theta)
     inward = signs * field < 0
-    leaving = inward & (size < _NEGLIGIBLE * peak)
+    leaving = inward & (size < _GONE * peak)
     small = inward & ~leaving & (size < _SMALL * peak)
     if small.any():
         goal = theta.copy()
