@@ -205,8 +205,10 @@ class AttentionHeadObjective(CheckedObjective):
         d = self._model.d_model
         # p = w_K ⊙ w_Q and q = w_V ⊙ w_O are the two halves of θ, as in `kernels`.
         in_p = columns < d
-        # By symmetry all columns in p hold those in q too, and half of H_pp is enough.
-        everything = len(columns) > d or in_p.sum() == d
+        # By symmetry all columns in p hold those in q too, and half of H_pp is enough; of long
+        # sequences they cost less than half of them one by one.
+        most = 2 * in_p.sum() >= d if self._X.shape[1] >= d else in_p.sum() == d
+        everything = len(columns) > d or most
         p_columns = np.arange(d) if everything else columns[in_p]
         q_columns = columns[:0] if everything else columns[~in_p] - d
         n_p, n_q = len(p_columns), len(q_columns)

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from dynalyze.models import AttentionHead, Model, Objective, kernels
+from dynalyze.models.kernels import plain
 
 torch = pytest.importorskip("torch")
 
@@ -65,6 +66,7 @@ SHAPES = [
     (6, 13, 50),
     (20, 10, 50),
     (2, 33, 20),
+    (9, 41, 8),
     (3, 4, 130),
 ]
 
@@ -82,15 +84,33 @@ def test_derivatives_equal_autograd(shape, loss, weighted):
     assert_close(objective.hessian_columns(theta, np.arange(2 * shape[2])), hessian)
 
 
-@pytest.mark.parametrize("indices", [[], [3], [12], [0, 15], [9, 2, 2, 14, 0], [-1], range(8)])
-def test_chosen_columns_come_in_the_order_asked_for(indices):
-    X, y, theta, _ = problem((30, 6, 8))
+@pytest.mark.parametrize("n_tokens", [6, 8, 19])
+@pytest.mark.parametrize(
+    "indices", [[], [3], [12], [0, 15], [9, 2, 2, 14, 0], [-1], range(4), range(8)]
+)
+def test_chosen_columns_of_short_and_long_sequences_come_in_the_order_asked_for(indices, n_tokens):
+    X, y, theta, _ = problem((30, n_tokens, 8))
     _, _, hessian = torch_derivatives(theta, X, y, "squared")
     indices = np.array(list(indices), dtype=np.int64)
     columns = AttentionHead(8).bind((X, y)).hessian_columns(theta, indices)
     assert columns.shape == (16, len(indices))
     if len(indices):
         assert_close(columns, hessian[:, indices])
+
+
+def test_all_columns_of_long_sequences_keep_their_digits_where_features_are_far_from_zero():
+    X, y, theta, _ = problem((5, 12, 4), scale=1.0)
+    X, theta = X + 100.0, theta / np.repeat([100.0, 1.0], 4)
+    in_blocks = [np.moveaxis(values, 0, -1)[None].astype(np.longdouble) for values in (X, y)]
+    weight, everything = np.full((1, 5), 1 / np.longdouble(5)), np.arange(4)
+    out = np.zeros((1, 2 * 4 + 4 + 1, 4, 1), dtype=np.longdouble)
+    plain.hessian_columns(
+        *in_blocks, weight, theta.astype(np.longdouble), everything, everything, [0, 1], out
+    )
+    hessian = AttentionHead(4).bind((X, y)).hessian_columns(theta, np.arange(8))
+    for ours, expected in ((hessian[:4, :4], out[0, 0:8:2]), (hessian[4:, :4], out[0, 1:8:2])):
+        reference = expected[:, :, 0].T.astype(np.float64)
+        np.testing.assert_allclose(ours, reference, atol=1e-12 * np.abs(reference).max())
 
 
 def test_value_and_field_agree_with_value_and_with_field():

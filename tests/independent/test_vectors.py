@@ -92,16 +92,15 @@ def test_a_processor_that_llvm_does_not_know_gets_the_narrow_vectors(monkeypatch
 
 
 @numba.njit
-def grams(full, lower, left, right, scale):
+def grams(full, symmetric, left, right, scale):
     products.gram(vectors(full), vectors(left), vectors(right))
-    products.lower_gram(vectors(lower), vectors(left), vectors(scale))
+    products.scaled_gram(vectors(symmetric), vectors(left), vectors(scale))
 
 
 @numba.njit
-def contractions(full, lower, factors, weights, tokens, start):
-    products.contraction(vectors(full), vectors(factors), vectors(weights), vectors(tokens))
-    products.lower_contraction(
-        vectors(lower), vectors(factors), vectors(weights), vectors(tokens), start
+def contraction(out, factors, weights, tokens, lower, start):
+    products.contraction(
+        vectors(out), vectors(factors), vectors(weights), vectors(tokens), lower, start
     )
 
 
@@ -124,23 +123,20 @@ def test_products_of_matrices_of_every_size_equal_numpys(n, d):
     rng = np.random.default_rng(100 * n + d)
     left, right, targets = rng.standard_normal((3, n, d, LANES))
     weights, scale = rng.standard_normal((n, n, LANES)), rng.standard_normal((d, LANES))
-    below = np.tri(n)[:, :, None]
 
-    full, lower = np.full((2, n, n, LANES), np.nan)
-    grams(full, lower, left, right, scale)
+    full, symmetric = np.full((2, n, n, LANES), np.nan)
+    grams(full, symmetric, left, right, scale)
     np.testing.assert_allclose(full, np.einsum("aiv,biv->abv", left, right), atol=1e-13)
     expected = np.einsum("aiv,iv,biv->abv", left, scale, left)
-    np.testing.assert_allclose(lower[below[:, :, 0] > 0], expected[below[:, :, 0] > 0], atol=1e-13)
-    assert np.isnan(lower[below[:, :, 0] == 0]).all()
+    np.testing.assert_allclose(symmetric, expected, atol=1e-13)
 
-    full, lower = np.ones((2, d, LANES))
     start = int(rng.integers(d))
-    contractions(full, lower, left, weights, right, start)
-    expected = 1.0 + np.einsum("aiv,abv,biv->iv", left, weights, right)
-    np.testing.assert_allclose(full, expected, atol=1e-12)
-    expected = 1.0 + np.einsum("aiv,abv,biv->iv", left, below * weights, right)
-    np.testing.assert_allclose(lower[start:], expected[start:], atol=1e-12)
-    assert (lower[:start] == 1.0).all()
+    for lower, summed in ((False, weights), (True, np.tri(n)[:, :, None] * weights)):
+        out = np.ones((d, LANES))
+        contraction(out, left, weights, right, lower, start)
+        expected = 1.0 + np.einsum("aiv,abv,biv->iv", left, summed, right)
+        np.testing.assert_allclose(out[start:], expected[start:], atol=1e-12)
+        assert (out[:start] == 1.0).all()
 
     out, sums = np.full_like(left, np.nan), np.ones((2, d, LANES))
     omega = rng.uniform(size=(1, LANES))

@@ -32,6 +32,7 @@ from dynalyze.models import AttentionHead  # noqa: E402
 from validation import report  # noqa: E402
 
 SHAPE = (1000, 10, 50)
+LONG = [(64, tokens, d) for tokens in (64, 197) for d in (8, 16, 32, 64)]
 ROUNDS = 60
 REPEATS = 3  # calls in a row in each round, so that data may be in cache, as in a solver
 N_SAMPLES, N_TOKENS, D = SHAPE
@@ -156,6 +157,40 @@ def interleaved(
     return {name: (min(values), float(np.median(values))) for name, values in times.items()}
 
 
+def long_sequences() -> str:
+    """Table of all Hessian columns of long sequences beside their finite differences."""
+    rows = []
+    for n_samples, n_tokens, d in LONG:
+        rng = np.random.default_rng(0)
+        X, y = rng.standard_normal((2, n_samples, n_tokens, d))
+        theta, everything = 0.3 * rng.standard_normal(2 * d), np.arange(2 * d)
+        objective = AttentionHead(d, threads=1).bind((X, y))
+        times = interleaved(
+            {
+                "gradient": partial(objective.value_and_field, theta),
+                "columns": partial(objective.hessian_columns, theta, everything),
+                "two": partial(objective.hessian_columns, theta, np.array([0, d - 1])),
+            },
+            3,
+            REPEATS,
+        )
+        gradient, columns, two = (times[name][0] for name in ("gradient", "columns", "two"))
+        ratio = 2 * d * gradient / columns
+        rows.append(
+            [
+                f"{n_tokens}",
+                f"{d}",
+                f"{gradient:.1f}",
+                f"{two:.1f}",
+                f"{columns:.1f}",
+                f"{columns / gradient:.1f}",
+                f"{ratio:.1f}",
+            ]
+        )
+    header = ["tokens", "d", "gradient", "2 columns in p", "all 2 d columns"]
+    return report.table([*header, "all, in gradients", "2 d gradients / all"], rows)
+
+
 def main() -> None:
     if not FRESH:
         subprocess.run([sys.executable, "-m", "validation.benchmarks.head_gradient"], check=True)
@@ -264,6 +299,14 @@ Columns chosen at random among all {2 * D}, half of which are cheap (those of W_
 torch.func is forward over reverse, column by column.
 
 {hessian_table}
+
+## Long sequences
+
+All columns together, by sums over pairs of features, against one-sided finite differences, which
+take 2 d gradients more than the one at hand (central ones twice that); {LONG[0][0]} samples, the
+smallest of 3 rounds of {REPEATS} calls, one thread.
+
+{long_sequences()}
 """
     report.write(
         "benchmarks/head_gradient.md",

@@ -15,16 +15,8 @@ and b: half of each is computed.
 from typing import Any
 
 from dynalyze._core.arrays import FloatArray, IntArray
-from dynalyze.models.kernels.products import gram, lower_contraction, lower_gram, residual
+from dynalyze.models.kernels.products import contraction, gram, residual, scaled_gram
 from dynalyze.models.kernels.vectors import exp, kernel, matrix, splat, vectors
-
-
-@kernel
-def mirror(S: Any) -> None:
-    """Copy the entries below the diagonal to those above it."""
-    for a in range(S.shape[0]):
-        for b in range(a):
-            S[b, a] = S[a, b]
 
 
 @kernel
@@ -91,10 +83,9 @@ def loss_and_gradient(
     for chunk in range(len(out)):
         for j in range(bounds[chunk], bounds[chunk + 1]):
             x = tokens[j]
-            lower_gram(A, x, p)
-            mirror(A)
+            scaled_gram(A, x, p)
             softmax_rows(A)
             residual(r, targets[j], A, x, q, weights[j], sums[chunk, 1:])
             gram(D, r, x)
             folded_logit_gradient(D, A)
-            lower_contraction(sums[chunk, 0], x, D, x, 0)
+            contraction(sums[chunk, 0], x, D, x, True, 0)

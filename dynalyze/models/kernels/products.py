@@ -189,6 +189,8 @@ def _gram_tile(
         _add_products(builder, sums, row, [right.load(b, loop.index) for b in columns])
     for (r, c), place in sums.items():
         out.store(builder.load(place), rows[r], columns[c])
+        if scale is not None:
+            out.store(builder.load(place), columns[c], rows[r])
 
 
 @_primitive
@@ -199,8 +201,8 @@ def gram(builder: Any, out: _Matrix, left: _Matrix, right: _Matrix) -> None:
 
 
 @_primitive
-def lower_gram(builder: Any, out: _Matrix, x: _Matrix, scale: _Matrix) -> None:
-    """out[a, b] = Σ_i scale_i x[a, i] x[b, i] for b ≤ a."""
+def scaled_gram(builder: Any, out: _Matrix, x: _Matrix, scale: _Matrix) -> None:
+    """out[a, b] = out[b, a] = Σ_i scale_i x[a, i] x[b, i]."""
     tile = partial(_gram_tile, builder, out, x, x, scale)
     with _each_tile(builder, _TOKENS, out.shape[0]) as rows:
         with _each_tile(builder, _TOKENS, rows[0]) as columns:
@@ -217,44 +219,36 @@ def _add_means(
     _add_products(builder, sums, row, column)
 
 
-def _contract(
+@_primitive
+def contraction(
     builder: Any,
     out: _Matrix,
     factors: _Matrix,
     weights: _Matrix,
     tokens: _Matrix,
-    lower: bool,
-    rows: Any,
-    columns: Any,
+    lower: Any,
+    start: Any,
 ) -> None:
-    sums = _zero_sums(builder, rows, columns)
-    with cgutils.for_range(builder, rows[0] if lower else weights.shape[1]) as loop:
-        _add_means(builder, sums, weights, tokens, rows, columns, loop.index)
-    for r_first, b in enumerate(rows if lower else ()):
-        from_b = {(r, c): place for (r, c), place in sums.items() if r >= r_first}
-        _add_means(builder, from_b, weights, tokens, rows, columns, b)
-    for c, i in enumerate(columns):
-        total = out.load(i)
-        for r, a in enumerate(rows):
-            total = multiply_add(builder, builder.load(sums[r, c]), factors.load(a, i), total)
-        out.store(total, i)
+    """out[i] += Σ_ab factors[a, i] weights[a, b] tokens[b, i] for i ≥ start.
 
+    Where `lower` is true, the sum is over b ≤ a alone.
+    """
 
-@_primitive
-def contraction(
-    builder: Any, out: _Matrix, factors: _Matrix, weights: _Matrix, tokens: _Matrix
-) -> None:
-    """out[i] += Σ_ab factors[a, i] weights[a, b] tokens[b, i]."""
-    tile = partial(_contract, builder, out, factors, weights, tokens, False)
-    _for_all_tiles(builder, factors.shape, tile, _FEATURES)
+    def tile(rows: Any, columns: Any) -> None:
+        sums = _zero_sums(builder, rows, columns)
+        stop = builder.select(lower, rows[0], weights.shape[1])
+        with cgutils.for_range(builder, stop) as loop:
+            _add_means(builder, sums, weights, tokens, rows, columns, loop.index)
+        with builder.if_then(lower):
+            for r_first, b in enumerate(rows):
+                from_b = {(r, c): place for (r, c), place in sums.items() if r >= r_first}
+                _add_means(builder, from_b, weights, tokens, rows, columns, b)
+        for c, i in enumerate(columns):
+            total = out.load(i)
+            for r, a in enumerate(rows):
+                total = multiply_add(builder, builder.load(sums[r, c]), factors.load(a, i), total)
+            out.store(total, i)
 
-
-@_primitive
-def lower_contraction(
-    builder: Any, out: _Matrix, factors: _Matrix, weights: _Matrix, tokens: _Matrix, start: Any
-) -> None:
-    """The same with the sum over b ≤ a alone, for i ≥ start."""
-    tile = partial(_contract, builder, out, factors, weights, tokens, True)
     _for_all_tiles(builder, factors.shape, tile, _FEATURES, start)
 
 
