@@ -18,7 +18,7 @@ from dynalyze.models.protocol import Objective
 
 ROUNDING = 1e-14  # curvatures this small against the largest are 0 to rounding
 _UNSEEN = 1e-2  # of the fraction of the field that counts as zero: curvatures that are flat then
-_FIRST_STEP = 0.1  # change of log|θ| beyond which Newton's method is too far away to be tried
+FIRST_STEP = 0.1  # change of log|θ| beyond which Newton's method is too far away to be tried
 _CONTRACTION = 0.1  # of the residual in one step, with less of which the Hessian is renewed
 _SHRINKING = 0.9  # part of the step before it that a step makes where they add up
 _SETTLED = 1e-8  # change of log|θ| below which a residual that stays up is rounding
@@ -79,7 +79,7 @@ def polish(
     support: IntArray,
     *,
     tolerance: float,
-    longest_step: float = _FIRST_STEP,
+    longest_step: float = FIRST_STEP,
 ) -> StationaryPoint | Rejection:
     """Newton's method for g = 0 on `support`, from θ, the others set to 0.
 

@@ -13,7 +13,7 @@ import numpy as np
 from dynalyze._core.arrays import FloatArray, IntArray
 from dynalyze.errors import FlowError, UndecidedTransitionError
 from dynalyze.flow.coordinates import BalancedCoordinates
-from dynalyze.flow.rest import Rejection, StationaryPoint, polish, rest, scaled_spectrum
+from dynalyze.flow.rest import FIRST_STEP, Rejection, StationaryPoint, polish, rest, scaled_spectrum
 from dynalyze.flow.steppers.protocol import Segment, StepperFactory
 from dynalyze.models.counted import counted
 from dynalyze.models.protocol import Objective
@@ -34,7 +34,8 @@ _GONE = 1e-4  # a shrinking product this small, against its largest value, may h
 _SMALL = 0.1  # one this small may have left where Newton's step takes it to this part of itself
 _FIRST_TRY = 1e-4  # try Newton when the rate of loss has fallen by this factor from its peak,
 _RETRY = 0.04  # and again when it has fallen by this one since the last try
-_LONGEST_STEP = 2 * ARRIVED  # of Newton's method, with one beyond which it moves too far in all
+_SHORT = 2 * ARRIVED  # a step of Newton's method beyond which it moves too far in all, ...
+_EARLY = 3  # ... at so many tries: where it is too far away for long, longer ones show why
 _FARTHEST = 1e15  # products that are on their way to infinity, in units of their natural size
 
 
@@ -108,7 +109,7 @@ def limit_point(
     path: list[tuple[Segment, FloatArray]] = []
     peak = np.abs(theta)
     farthest = _FARTHEST * max(np.abs(start.theta).max(), abs(theta[coordinate]) / ONSET)
-    rate_peak, rate_tried = 0.0, np.inf
+    rate_peak, rate_tried, tries = 0.0, np.inf, 0
     why = Rejection("the rate of loss never fell far enough for Newton's method to be tried")
     steps = orbit_steps(
         objective,
@@ -134,10 +135,17 @@ def limit_point(
             rate_peak = max(rate_peak, rate)
             if rate > min(_FIRST_TRY * rate_peak, _RETRY * rate_tried):
                 continue
-            rate_tried = rate
+            rate_tried, tries = rate, tries + 1
             leaving = _leaving(objective, theta, field, chart.signs, peak)
             end = _certify(
-                objective, theta, chart.signs, leaving, negligible, tolerance, start.value
+                objective,
+                theta,
+                chart.signs,
+                leaving,
+                negligible,
+                tolerance,
+                start.value,
+                longest_step=_SHORT if tries <= _EARLY else FIRST_STEP,
             )
             if isinstance(end, StationaryPoint):
                 departed = tuple(int(i) for i in np.setdiff1d(support, end.support))
@@ -196,6 +204,8 @@ def _certify(
     negligible: FloatArray,
     tolerance: float,
     value_before: float,
+    *,
+    longest_step: float,
 ) -> StationaryPoint | Rejection:
     """Stationary point that certainly attracts the orbit at θ, or why there is none yet.
 
@@ -204,7 +214,7 @@ def _certify(
     """
     while True:
         staying = np.setdiff1d(np.flatnonzero(signs), leaving)
-        end = polish(objective, theta, staying, tolerance=tolerance, longest_step=_LONGEST_STEP)
+        end = polish(objective, theta, staying, tolerance=tolerance, longest_step=longest_step)
         if isinstance(end, Rejection):
             return end
         outward = signs[leaving] * end.field[leaving] > negligible[leaving]
