@@ -30,6 +30,7 @@ without M are Σ_ab E_ab z_a z_b, with half as many terms when E is folded, wher
 from typing import Any
 
 from dynalyze._core.arrays import FloatArray, IntArray
+from dynalyze._core.compiled import njit
 from dynalyze.models.kernels.gradient import softmax_rows
 from dynalyze.models.kernels.products import contraction, gram, scaled_gram
 from dynalyze.models.kernels.vectors import kernel, matrix, splat, vectors
@@ -182,7 +183,7 @@ def add_token(
             sums[2 * k, i] = x_k * x[a, i] * bracket + rest + sums[2 * k, i]
 
 
-@kernel
+@njit(inline="always")  # a function of its own would have a second copy of the products
 def add_all_columns(
     sums: Any, x: Any, xT: Any, A: Any, e: Any, W: Any, q_squared: Any, omega: Any
 ) -> None:

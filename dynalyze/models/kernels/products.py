@@ -63,6 +63,9 @@ def _primitive(emit: Callable[..., None]) -> Any:
                 called = ir.FunctionType(ir.VoidType(), [value.type for value in args])
                 function = ir.Function(builder.module, called, name)
                 function.linkage = "internal"
+                # Inlined or unrolled, this code takes much longer to compile and runs no faster.
+                for attribute in ("noinline", "nounwind", "optsize"):
+                    function.attributes.add(attribute)
                 inner = ir.IRBuilder(function.append_basic_block())
                 arguments = [
                     _Matrix(context, inner, kind, value) if kind in arrays else value
