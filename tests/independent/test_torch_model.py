@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from functools import partial
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from torch import nn
 from dynalyze import Initialization, compare, predict_stages, simulate
 from dynalyze.errors import InvalidInputError
 from dynalyze.models import AttentionHead, DiagonalLinear, Model, Objective, TorchModel
+from validation.benchmarks.work import operations
 
 D, N, T = 4, 9, 3
 
@@ -298,6 +300,22 @@ def test_batched_columns_equal_the_loop():
         objective.hessian_columns(theta, every), expected.hessian_columns(theta, every), atol=1e-12
     )
     assert objective._batched
+
+
+def test_small_modules_take_all_hessian_columns_in_one_pass_and_large_ones_in_a_loop():
+    every = np.arange(2 * D)
+    theta = np.random.default_rng(10).standard_normal(2 * D)
+    taken = []
+    for n in (6, 2000):
+        objective = TorchModel(Head(D), HEAD_PAIRS).bind(head_data(n=n))
+        expected = AttentionHead(D).bind(head_data(n=n)).hessian_columns(theta, every)
+        np.testing.assert_allclose(objective.hessian_columns(theta, every), expected, atol=1e-12)
+        few, all_of_them = (
+            operations(partial(objective.hessian_columns, theta, every[:k])) for k in (4, 8)
+        )
+        taken.append(all_of_them / few)
+    assert taken[0] < 1.1
+    assert taken[1] > 1.5
 
 
 def test_too_many_columns_at_once_are_halved_too(monkeypatch):

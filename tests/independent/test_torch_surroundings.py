@@ -5,8 +5,10 @@ import warnings
 import numpy as np
 import pytest
 import torch
+from claims import every
 from fake_device import fake_device
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.checkpoint import checkpoint
 
 from dynalyze import Initialization, predict_stages, simulate
@@ -116,6 +118,53 @@ def test_checkpoints_recompute_with_the_products_in_place():
 
     objective = TorchModel(Checkpointed(None), [("u", "v")]).bind((X, Y))
     held_against(objective, lambda x, theta: torch.exp(torch.tanh(x * theta)))
+
+
+def test_weights_return_to_their_places_whatever_the_forward_pass_does():
+    class Strange(Net):
+        fails = False
+
+        def forward(self, x):
+            with torch.no_grad():
+                self.v.add_(0.0)
+                self.u.add_(0.0)
+            if self.fails:
+                raise ZeroDivisionError
+            return self.act(x * (self.u * self.v))
+
+    model = TorchModel(Strange(torch.tanh), [("u", "v")])
+    objective = model.bind((X, Y))
+    module = objective._network.module
+    before = dict(module.named_parameters())
+    held_against(objective, lambda x, theta: torch.tanh(x * theta))
+    module.fails = True
+    with pytest.raises(ZeroDivisionError):
+        objective.field(THETA)
+    after = dict(module.named_parameters())
+    assert before.keys() == after.keys()
+    assert every(after[name] is parameter for name, parameter in before.items())
+    module.fails = False
+    held_against(objective, lambda x, theta: torch.tanh(x * theta))
+
+
+@pytest.mark.parametrize("caller", [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION])
+def test_the_callers_choice_of_attention_kernels_stays(caller):
+    class Attention(Net):
+        def forward(self, x):
+            tokens = (x * (self.u * self.v))[:, :, None]
+            return nn.functional.scaled_dot_product_attention(tokens, tokens, tokens)[:, :, 0]
+
+    def formula(x, theta):
+        z = x * theta
+        return (torch.softmax(z[:, :, None] * z[:, None, :], -1) @ z[:, :, None])[:, :, 0]
+
+    objective = TorchModel(Attention(None), [("u", "v")]).bind((X, Y))
+    kernels = torch.backends.cuda
+    with sdpa_kernel(caller):
+        held_against(objective, formula)
+        assert not kernels.math_sdp_enabled()
+        assert kernels.flash_sdp_enabled() == (caller == SDPBackend.FLASH_ATTENTION)
+        assert kernels.mem_efficient_sdp_enabled() == (caller == SDPBackend.EFFICIENT_ATTENTION)
 
 
 def test_functional_derivatives_and_sparse_tensors_inside_the_module():
@@ -329,6 +378,24 @@ class TestOnADevice:
             with pytest.raises(RuntimeError, match="illegal memory access"):
                 objective.hessian_columns(THETA, EVERY)
             assert objective._batched
+
+
+def test_columns_that_the_module_refuses_in_a_batch_are_taken_one_by_one(monkeypatch):
+    objective = TorchModel(Net(torch.tanh), [("u", "v")]).bind((X, Y))
+    compute, refused = torch.autograd.grad, 0
+
+    def failing(*args, is_grads_batched=False, **options):
+        nonlocal refused
+        if is_grads_batched:
+            refused += 1
+            raise TypeError("a backward of the module's own takes no batches")
+        return compute(*args, **options)
+
+    monkeypatch.setattr(torch.autograd, "grad", failing)
+    objective.hessian_columns(THETA, EVERY)
+    assert refused == 1
+    monkeypatch.undo()
+    held_against(objective, lambda x, theta: torch.tanh(x * theta))
 
 
 def test_flows_in_float32_are_those_in_float64_and_stages_are_refused():

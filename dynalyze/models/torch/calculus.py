@@ -1,7 +1,8 @@
 """Derivatives by PyTorch, whatever the caller has set around them."""
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
+from typing import Any
 
 from dynalyze._core.pytorch import torch
 
@@ -26,12 +27,29 @@ def computing(*, derivatives: bool) -> Iterator[None]:
         yield
 
 
-def differentiable_attention() -> AbstractContextManager[None]:
+@contextmanager
+def differentiable_attention() -> Iterator[None]:
     """Have scaled-dot-product attention computed by formulas that differentiate twice.
 
-    The fused kernels have no second derivatives.
+    The fused kernels have no second derivatives. `torch.nn.attention.sdpa_kernel` does the same, in
+    a time that small modules would notice.
     """
-    from torch.nn.attention import SDPBackend, sdpa_kernel
+    kernels: Any = torch.backends.cuda  # its settings hold on every device
+    before = (
+        kernels.math_sdp_enabled(),
+        kernels.flash_sdp_enabled(),
+        kernels.mem_efficient_sdp_enabled(),
+        kernels.cudnn_sdp_enabled(),
+    )
+    try:
+        _enable_attention(True, False, False, False)
+        yield
+    finally:
+        _enable_attention(*before)
 
-    context: AbstractContextManager[None] = sdpa_kernel(SDPBackend.MATH)
-    return context
+
+def _enable_attention(math: bool, flash: bool, efficient: bool, cudnn: bool) -> None:
+    torch.backends.cuda.enable_math_sdp(math)
+    torch.backends.cuda.enable_flash_sdp(flash)
+    torch.backends.cuda.enable_mem_efficient_sdp(efficient)
+    torch.backends.cuda.enable_cudnn_sdp(cudnn)

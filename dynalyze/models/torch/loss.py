@@ -16,7 +16,8 @@ def squared_loss(factor: float) -> SampleLoss:
     """½ factor ‖y − f(x)‖², summed over output entries."""
 
     def loss(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-        return 0.5 * factor * ((output - target) ** 2).reshape(len(output), -1).sum(1)
+        difference = (output - target).reshape(len(output), -1)
+        return 0.5 * factor * torch.linalg.vecdot(difference, difference)
 
     return loss
 

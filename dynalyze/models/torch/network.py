@@ -1,7 +1,8 @@
 """h(x; θ) of a PyTorch module or function, with θ put in for as long as it is needed."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from itertools import accumulate, pairwise
 from typing import TypeAlias, TypeVar
 
@@ -15,15 +16,36 @@ Network: TypeAlias = Callable[[torch.Tensor], torch.Tensor]
 _Result = TypeVar("_Result")
 
 
-class _Holder(torch.nn.Module):
-    """Run an action on a module, so that weights put in stay there until it returns."""
+class _Slots:
+    """Where a module keeps the parameters of some names, looked up once.
 
-    def __init__(self, module: torch.nn.Module) -> None:
-        super().__init__()
-        self.held = module
+    `torch.func.functional_call` looks up all names of a module in every call, which takes as long
+    as evaluating a small one.
+    """
 
-    def forward(self, action: Callable[[torch.nn.Module], object]) -> object:
-        return action(self.held)
+    def __init__(self, module: torch.nn.Module, names: Iterable[str]) -> None:
+        self._module = module
+        everything = list(module.named_parameters(remove_duplicate=False))
+        own = dict(everything)
+        self._places = []  # name, the part of the module that has it, its name there
+        for name in names:
+            for path, parameter in everything:
+                if parameter is own[name]:  # tied ones have several paths
+                    part, _, attribute = path.rpartition(".")
+                    self._places.append((name, module.get_submodule(part), attribute))
+
+    def filled(
+        self, weights: Mapping[str, torch.Tensor], action: Callable[[Network], _Result]
+    ) -> _Result:
+        """Return ``action(module)`` with `weights` in the slots until it returns or raises."""
+        before = [part._parameters[attribute] for _, part, attribute in self._places]
+        try:
+            for name, part, attribute in self._places:
+                part._parameters[attribute] = weights[name]  # type: ignore[assignment]
+            return action(self._module)
+        finally:
+            for (_, part, attribute), parameter in zip(self._places, before, strict=True):
+                part._parameters[attribute] = parameter
 
 
 @dataclass(frozen=True)
@@ -58,8 +80,12 @@ class ProductNetwork:
     def with_weights(
         self, weights: dict[str, torch.Tensor], action: Callable[[Network], _Result]
     ) -> _Result:
-        """Return ``action(module)`` with `weights` in place of the module's own."""
-        return with_weights(self.module, weights, action)
+        """Return ``action(module)`` with `weights` in place of all that belong to `pairs`."""
+        return self._slots.filled(weights, action)
+
+    @cached_property
+    def _slots(self) -> _Slots:
+        return _Slots(self.module, [name for pair in self.pairs for name in pair])
 
     def split(self, theta: torch.Tensor) -> list[torch.Tensor]:
         """Cut θ, shape (p,), into the tensors of the pairs, each in its shape."""
@@ -84,9 +110,7 @@ def with_weights(
     action: Callable[[Network], _Result],
 ) -> _Result:
     """Return ``action(module)`` with `weights` in place of the module's own until it returns."""
-    held = {f"held.{name}": weight for name, weight in weights.items()}
-    result: _Result = torch.func.functional_call(_Holder(module), held, (action,))
-    return result
+    return _Slots(module, weights).filled(weights, action)
 
 
 def loss_in(

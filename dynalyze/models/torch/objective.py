@@ -18,6 +18,9 @@ from dynalyze.models.torch.operations import ProducedBytes
 
 # What a pass holds beside the tensors that autograd saves: outputs, cotangents, temporaries.
 _OVERHEAD = 2
+# Hessian columns in one pass: on a CPU, a head of 31 kB takes 1.2 times as long for one of them as
+# in a loop, 0.85 for 3, 0.56 for 8; heads from 200 kB gain nothing, and from 1 MB on they lose.
+_FEWEST_BATCHED, _SMALL_PASS = 3, 2**17  # columns, bytes
 _COMPARED_SIZES = (0.1, 1.0, 3.0)  # of the products at which float32 is held against float64
 
 
@@ -110,20 +113,20 @@ class TorchObjective(CheckedObjective):
                 def slopes(network: Network) -> torch.Tensor:
                     value = self._chunk_loss(network, chunk)
                     gradient = gradient_of(value, point)
-                    return torch.cat([value.detach()[None], -gradient])
+                    return torch.cat([value.detach()[None], gradient])
 
                 return self._network.at(point, slopes)
 
             total = self._sum(kernel, (self.n_products + 1,)).numpy()
-        return float(total[0]), total[1:].copy()
+        return float(total[0]), 0.0 - total[1:]
 
     def hessian_columns(self, theta: FloatArray, indices: IntArray) -> FloatArray:
         """Columns ∂²L/∂θ∂θ_i for i in `indices`; shape (p, len(indices)).
 
         Reverse over reverse: one graph of the gradient, one backward pass per column. On a GPU,
-        where small passes leave the device idle, the columns of a chunk are batched by vmap,
-        unless the module has an operation without a batching rule. (On a CPU batching gains
-        nothing, and forward over reverse takes up to four times as long.)
+        where small passes leave the device idle, and on a CPU where passes are so small that they
+        are mostly dispatch, the columns of a chunk are batched by vmap, unless the module has an
+        operation without a batching rule. (Forward over reverse takes up to four times as long.)
         """
         indices = as_product_indices(indices, self.n_products)
         if indices.size == 0:
@@ -149,26 +152,25 @@ class TorchObjective(CheckedObjective):
     ) -> torch.Tensor:
         if not gradient.requires_grad:  # L is linear in θ
             return torch.zeros_like(directions)
-        if self._batched:
+        if self._batched and len(directions) >= _FEWEST_BATCHED:
             try:
                 return torch.autograd.grad(
                     gradient, point, directions, retain_graph=True, is_grads_batched=True
                 )[0]
-            except (RuntimeError, NotImplementedError) as error:
+            except Exception as error:
                 if is_out_of_memory(error) or is_device_error(error):
                     raise
                 # If the module itself is at fault, the loop raises its error.
                 self._batched = False
-        rows = [
-            torch.autograd.grad(gradient, point, row, retain_graph=True)[0] for row in directions
-        ]
-        return torch.stack(rows)
+        return torch.stack(
+            [torch.autograd.grad(gradient, point, row, retain_graph=True)[0] for row in directions]
+        )
 
     def _chunk_loss(self, network: Network, chunk: slice) -> torch.Tensor:
-        inputs, targets, weights = (
-            tensor[chunk].to(self._device)
-            for tensor in (self._inputs, self._targets, self._weights)
-        )
+        samples = self._inputs, self._targets, self._weights
+        if chunk != slice(0, len(self._weights)):
+            samples = self._inputs[chunk], self._targets[chunk], self._weights[chunk]
+        inputs, targets, weights = (tensor.to(self._device) for tensor in samples)
         return weights @ self._loss(network(inputs), targets).to(weights.dtype)
 
     def _tensor(self, theta: FloatArray) -> torch.Tensor:
@@ -183,38 +185,38 @@ class TorchObjective(CheckedObjective):
         A two-dimensional result has one row per column.
         """
         n_columns = shape[0] if len(shape) == 2 else 0
-        total = torch.zeros(shape, dtype=torch.float64, device=self._device)
+        parts: list[torch.Tensor] = []
         start = 0
-        while True:
+        while not parts or start < n_columns:
             width, part = self._sum_samples(kernel, slice(start, n_columns))
-            if n_columns:
-                total[start : start + width] = part
-            else:
-                total += part
+            if part is None:  # this rank has no samples
+                part = torch.zeros(shape, dtype=torch.float64, device=self._device)
+            parts.append(part)
             start += width
-            if start >= n_columns:
-                return all_reduce(total).cpu()
+        total = torch.cat(parts) if len(parts) > 1 else parts[0].contiguous()
+        return all_reduce(total).cpu()
 
     def _sum_samples(
         self, kernel: Callable[[slice, slice], torch.Tensor], wanted: slice
-    ) -> tuple[int, torch.Tensor | float]:
+    ) -> tuple[int, torch.Tensor | None]:
         """Sum over all samples for as many of the `wanted` columns as fit, and their number."""
         n_samples = self._inputs.shape[0]
         n_columns = wanted.stop - wanted.start
-        total: torch.Tensor | float = 0.0
+        total: torch.Tensor | None = None
         sample = 0
         while sample < n_samples:
             size, n_columns = self._chunk_sizes(n_columns)
             columns = slice(wanted.start, wanted.start + n_columns)
             chunk = slice(sample, min(sample + size, n_samples))
             try:
-                total = total + kernel(chunk, columns)
+                part = kernel(chunk, columns)
+                total = part if total is None else total + part
             except RuntimeError as error:
                 if not is_out_of_memory(error):
                     raise
                 self._halve_budget(chunk, columns)
                 if self._chunk_sizes(n_columns)[1] < n_columns:
-                    total, sample = 0.0, 0  # fewer columns from here on: begin them anew
+                    total, sample = None, 0  # fewer columns from here on: begin them anew
                 continue
             sample = chunk.stop
         return n_columns, total
@@ -231,11 +233,12 @@ class TorchObjective(CheckedObjective):
 
     def _measured_bytes_per_sample(self) -> int:
         if self._bytes_per_sample is None:
-            point = torch.zeros(self.n_products, dtype=torch.float64, device=self._device)
-            point.requires_grad_()
+            point = self._tensor(np.zeros(self.n_products)).requires_grad_()
             one, two = (self._saved_bytes(point, slice(0, n)) for n in (1, 2))
             enough = self._inputs.shape[0] >= 2 and two > one
             self._bytes_per_sample = max(1, two - one if enough else one)
+            whole = self._bytes_per_sample * self._inputs.shape[0]
+            self._batched |= whole <= min(_SMALL_PASS, self._budget)
         return self._bytes_per_sample
 
     def _saved_bytes(self, point: torch.Tensor, chunk: slice) -> int:
