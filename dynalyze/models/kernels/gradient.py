@@ -16,10 +16,10 @@ from typing import Any
 
 from dynalyze._core.arrays import FloatArray, IntArray
 from dynalyze.models.kernels.products import contraction, gram, residual, scaled_gram
-from dynalyze.models.kernels.vectors import exp, kernel, matrix, splat, vectors
+from dynalyze.models.kernels.vectors import exp, kernel, matrix, part, splat, vectors
 
 
-@kernel
+@part
 def softmax_rows(A: Any) -> None:
     """Replace the logits by the attention weights."""
     for a in range(A.shape[0]):
@@ -35,7 +35,7 @@ def softmax_rows(A: Any) -> None:
             A[a, b] = A[a, b] * inverse
 
 
-@kernel
+@part
 def folded_logit_gradient(D: Any, A: Any) -> None:
     """Replace D by E; the entries above the diagonal are added to those below it."""
     n_tokens = A.shape[0]

@@ -30,13 +30,12 @@ without M are Σ_ab E_ab z_a z_b, with half as many terms when E is folded, wher
 from typing import Any
 
 from dynalyze._core.arrays import FloatArray, IntArray
-from dynalyze._core.compiled import njit
 from dynalyze.models.kernels.gradient import softmax_rows
 from dynalyze.models.kernels.products import contraction, gram, scaled_gram
-from dynalyze.models.kernels.vectors import kernel, matrix, splat, vectors
+from dynalyze.models.kernels.vectors import kernel, matrix, part, splat, vectors
 
 
-@kernel
+@part
 def transpose(xT: Any, x: Any, shift: Any) -> None:
     """xT_ia = x_ai − shift_i."""
     for a in range(x.shape[0]):
@@ -44,7 +43,7 @@ def transpose(xT: Any, x: Any, shift: Any) -> None:
             xT[i, a] = x[a, i] - shift[i]
 
 
-@kernel
+@part
 def token_mean(c: Any, half: Any, x: Any) -> None:
     """c_i = mean over the tokens of x_ai, and its half."""
     share = splat(1.0 / x.shape[0])
@@ -57,7 +56,7 @@ def token_mean(c: Any, half: Any, x: Any) -> None:
         half[i] = splat(0.5) * c[i]
 
 
-@kernel
+@part
 def residual_terms(W: Any, r: Any, squares: Any, M: Any, y: Any, q: Any, omega: Any) -> None:
     """W = 2 q ⊙ M − y and r = q ⊙ (q ⊙ M − y); adds ω Σ_a M_ai² to squares[i]."""
     for a in range(M.shape[0]):
@@ -69,7 +68,7 @@ def residual_terms(W: Any, r: Any, squares: Any, M: Any, y: Any, q: Any, omega: 
             squares[i] = omega * M[a, i] * M[a, i] + squares[i]
 
 
-@kernel
+@part
 def subtract_means(D: Any, A: Any) -> None:
     """Replace D_ab by e_ab."""
     for a in range(A.shape[0]):
@@ -80,7 +79,7 @@ def subtract_means(D: Any, A: Any) -> None:
             D[a, b] = D[a, b] - mean
 
 
-@kernel
+@part
 def weights_along(out: Any, A: Any, factor: Any, x: Any, M: Any, k: int, omega: Any) -> None:
     """out_ab = ω A_ab factor_ak (x_bk − M_ak); with the factor x this is ω Ȧ along p_k."""
     for a in range(A.shape[0]):
@@ -90,7 +89,7 @@ def weights_along(out: Any, A: Any, factor: Any, x: Any, M: Any, k: int, omega: 
             out[a, b] = common * A[a, b] * (x[b, k] - mean)
 
 
-@kernel
+@part
 def logit_gradient_along(D_dot: Any, A_dot: Any, A: Any, e: Any) -> None:
     """Replace Ḋ by Ė."""
     for a in range(A.shape[0]):
@@ -102,7 +101,7 @@ def logit_gradient_along(D_dot: Any, A_dot: Any, A: Any, e: Any) -> None:
             D_dot[a, b] = A[a, b] * (D_dot[a, b] - mean) + A_dot[a, b] * e[a, b]
 
 
-@kernel
+@part
 def fold(E: Any) -> None:
     """Replace each entry off the diagonal by its sum with the one across it."""
     for a in range(E.shape[0]):
@@ -112,7 +111,7 @@ def fold(E: Any) -> None:
             E[b, a] = folded
 
 
-@kernel
+@part
 def unfold(U: Any, E: Any, EX: Any, x: Any, half: Any) -> None:
     """Replace U, the product of the folded E and X − c / 2, by that of Eᵀ."""
     # That of E itself is EX, as the rows of E sum to 0.
@@ -121,7 +120,7 @@ def unfold(U: Any, E: Any, EX: Any, x: Any, half: Any) -> None:
             U[a, i] = E[a, a] * (x[a, i] - half[i]) + U[a, i] - EX[a, i]
 
 
-@kernel
+@part
 def outputs_along(sums: Any, M_dot: Any, W: Any, q_squared: Any) -> None:
     """Add Σ_a W_ai Ṁ_ai to sums[i], and multiply the columns of Ṁ by q_i²."""
     for a in range(W.shape[0]):
@@ -130,7 +129,7 @@ def outputs_along(sums: Any, M_dot: Any, W: Any, q_squared: Any) -> None:
             M_dot[a, i] = q_squared[i] * M_dot[a, i]
 
 
-@kernel
+@part
 def logit_gradient(E: Any, A: Any, e: Any, omega: Any) -> None:
     """E_ab = ω A_ab e_ab."""
     for a in range(A.shape[0]):
@@ -138,7 +137,7 @@ def logit_gradient(E: Any, A: Any, e: Any, omega: Any) -> None:
             E[a, b] = omega * A[a, b] * e[a, b]
 
 
-@kernel
+@part
 def pairs(z: Any, x: Any, c: Any, k: int) -> None:
     """z_ai = (x_ak − c_k) (x_ai − c_i) for i ≥ k."""
     for a in range(x.shape[0]):
@@ -146,7 +145,7 @@ def pairs(z: Any, x: Any, c: Any, k: int) -> None:
             z[a, i] = (x[a, k] - c[k]) * (x[a, i] - c[i])
 
 
-@kernel
+@part
 def append_mean(xT: Any, row: Any, A: Any, M: Any, a: int) -> None:
     """Make row the weights of token a, with its mean as one more token, of weight −1."""
     n = A.shape[0]
@@ -157,7 +156,7 @@ def append_mean(xT: Any, row: Any, A: Any, M: Any, a: int) -> None:
         xT[i, n] = M[a, i]
 
 
-@kernel
+@part
 def add_token(
     sums: Any,
     C: Any,
@@ -183,7 +182,7 @@ def add_token(
             sums[2 * k, i] = x_k * x[a, i] * bracket + rest + sums[2 * k, i]
 
 
-@njit(inline="always")  # a function of its own would have a second copy of the products
+@part
 def add_all_columns(
     sums: Any, x: Any, xT: Any, A: Any, e: Any, W: Any, q_squared: Any, omega: Any
 ) -> None:

@@ -36,6 +36,11 @@ class _Matrix:
             where = self._builder.add(self._builder.mul(index[0], self.shape[1]), where)
         return self._builder.gep(self._data, [where])
 
+    def row(self, index: Any) -> Callable[[Any], Any]:
+        """What loads an entry of one row, whose place is found ahead."""
+        first = self._place(index, _ZERO)
+        return lambda where: self._builder.load(self._builder.gep(first, [where]), align=8)
+
     def load(self, *index: Any) -> Any:
         return self._builder.load(self._place(*index), align=8)
 
@@ -184,12 +189,13 @@ def _gram_tile(
     sums = _zero_sums(builder, rows, columns)
     if lower:
         sums = {(r, c): place for (r, c), place in sums.items() if c <= r}
+    left_rows, right_rows = [left.row(a) for a in rows], [right.row(b) for b in columns]
     with cgutils.for_range(builder, left.shape[1]) as loop:
-        row = [left.load(a, loop.index) for a in rows]
+        row = [load(loop.index) for load in left_rows]
         if scale is not None:
             factor = scale.load(loop.index)
             row = [builder.fmul(factor, value) for value in row]
-        _add_products(builder, sums, row, [right.load(b, loop.index) for b in columns])
+        _add_products(builder, sums, row, [load(loop.index) for load in right_rows])
     for (r, c), place in sums.items():
         out.store(builder.load(place), rows[r], columns[c])
         if scale is not None:

@@ -52,6 +52,8 @@ _BITS = ir.VectorType(ir.IntType(64), LANES)
 _FUSED = ("contract",)  # lets the compiler make one instruction of a product and a sum
 
 kernel = njit(cache=True, nogil=True, error_model="numpy")
+# Part of a kernel, compiled with it: a function of its own would be compiled twice.
+part = njit(inline="always")
 
 
 class LanesType(types.Type):
@@ -190,7 +192,9 @@ def splat(_typing: Any, number: Any) -> Any:
 
 def multiply_add(builder: Any, a: Any, b: Any, c: Any) -> Any:
     """Emit a b + c; fused where the machine can."""
-    return builder.fadd(builder.fmul(a, b, flags=_FUSED), c, flags=_FUSED)
+    called = ir.FunctionType(VECTOR, [VECTOR] * 3)
+    name = f"llvm.fmuladd.v{LANES}f64"
+    return builder.call(cgutils.get_or_insert_function(builder.module, called, name), [a, b, c])
 
 
 _LN2_HIGH, _LN2_LOW = 6.93147180369123816490e-01, 1.90821492927058770002e-10
