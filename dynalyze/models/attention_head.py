@@ -137,8 +137,7 @@ class AttentionHead:
         )
         factor = squared_loss_factor(loss, X.shape[1] * X.shape[2])
         weight = factor * normalized_sample_weight(sample_weight, len(X))
-        kept = weight > 0.0
-        return AttentionHeadObjective(self, X[kept], y[kept], weight[kept])
+        return AttentionHeadObjective(self, X, y, weight)
 
     def _inputs(self, X: ArrayLike) -> FloatArray:
         inputs = as_finite_array(X, "X", ("n_samples", "n_tokens", "d_model"))
@@ -165,11 +164,12 @@ class AttentionHeadObjective(CheckedObjective):
     ) -> None:
         self._model = model
         self.product_names = model.product_names
-        self._X, self._y = kernels.sample_lanes(X), kernels.sample_lanes(y)
+        kept = np.flatnonzero(weight > 0.0)
+        self._X, self._y = kernels.sample_lanes(X, kept), kernels.sample_lanes(y, kept)
         n_blocks, n_tokens = self._X.shape[:2]
         self._weight = kernels.zeros(n_blocks)
-        self._weight.flat[: len(weight)] = weight
-        self._gradient_work = 8.0 * X.size * n_tokens
+        self._weight.flat[: len(kept)] = weight[kept]
+        self._gradient_work = 8.0 * self._X.size * n_tokens
         n_chunks = min(_LARGEST_CHUNKS, -(-n_blocks // _SMALLEST_CHUNK))
         self._bounds = np.linspace(0, n_blocks, n_chunks + 1).astype(np.int64)
 

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -261,6 +262,21 @@ def test_predict_equals_the_torch_head_and_gives_the_loss():
     np.testing.assert_allclose(output, expected.numpy(), rtol=1e-12, atol=1e-13)
     mse = float(np.mean((output - y) ** 2))
     assert model.bind((X, y), loss="mse").value(theta) == pytest.approx(mse, rel=1e-13)
+
+
+@pytest.mark.parametrize("n_without_weight", [0, 6])
+def test_binding_takes_at_most_a_fifth_more_memory_than_the_data(n_without_weight):
+    X, y, _, _ = problem((4000, 10, 10))
+    sample_weight = np.ones(len(X))
+    sample_weight[:n_without_weight] = 0.0
+    tracemalloc.start()
+    try:
+        objective = AttentionHead(10).bind((X, y), sample_weight=sample_weight)
+        _, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert objective.n_products == 20
+    assert most < 1.2 * (X.nbytes + y.nbytes)
 
 
 def test_model_and_objective_satisfy_the_protocols_and_name_their_products():

@@ -26,7 +26,7 @@ from numba.extending import (
 )
 from numba.np.arrayobj import make_array, populate_array
 
-from dynalyze._core.arrays import FloatArray
+from dynalyze._core.arrays import FloatArray, IntArray
 from dynalyze._core.compiled import njit
 
 
@@ -98,22 +98,25 @@ def zeros(*shape: int) -> FloatArray:
     return raw[skip : skip + size].reshape(*shape, LANES)
 
 
-def sample_lanes(values: FloatArray) -> FloatArray:
+def sample_lanes(values: FloatArray, kept: IntArray | None = None) -> FloatArray:
     """Rearrange samples for the kernels: ``out[block, token, feature, lane]``.
 
     Parameters
     ----------
     values : ndarray, shape (n_samples, n_tokens, d)
+    kept : ndarray of int, optional
+        The samples to take; by default all. No more than a lane of them is copied at a time.
 
     Returns
     -------
     ndarray, shape (n_blocks, n_tokens, d, LANES)
         The last block is filled up with zeros.
     """
-    n_samples, n_tokens, d = values.shape
-    out = zeros(-(-n_samples // LANES), n_tokens, d)
+    _, n_tokens, d = values.shape
+    rows = np.arange(len(values)) if kept is None else kept
+    out = zeros(-(-len(rows) // LANES), n_tokens, d)
     for lane in range(LANES):
-        samples = values[lane::LANES]
+        samples = values[rows[lane::LANES]]
         out[: len(samples), ..., lane] = samples
     return out
 
