@@ -40,12 +40,13 @@ class Reduced:
     initial: Tensor  # (h, q, m), q ≤ p: the rows below are 0
     current: Tensor  # (h, p, m)
     change: Tensor  # (h, p, m)
-    rounding: Tensor  # (h, 1, m), what may be rounding in the length of each column of the change
+    initial_lengths: Tensor  # (h, 1, m), of the columns then
+    change_lengths: Tensor  # (h, 1, m), of those of the change
+    rounding: Tensor  # (h, 1, m), what may be rounding in the lengths of the change
 
     def expand(self, n_heads: int) -> "Reduced":
         """Repeat grouped heads so that each of `n_heads` query heads has its own."""
-        parts = (self.initial, self.current, self.change, self.rounding)
-        return Reduced(*(expand_heads(part, n_heads) for part in parts))
+        return Reduced(*(expand_heads(part, n_heads) for part in vars(self).values()))
 
 
 @dataclass
@@ -55,37 +56,38 @@ class Reference:
     factor: Tensor  # (h, d, m)
     basis: Tensor | None  # (h, d, m), orthonormal columns; None if d ≤ 2m
     triangle: Tensor | None  # (h, m, m), factor = basis · triangle
+    lengths: Tensor  # (h, 1, m), of the columns of the factor
 
     @classmethod
     def of(cls, factor: Tensor) -> "Reference":
         """Prepare the factor that changes are measured from."""
+        lengths = _lengths(factor)
         if factor.shape[1] <= 2 * factor.shape[2]:
-            return cls(factor, None, None)
+            return cls(factor, None, None, lengths)
         basis, triangle = torch.linalg.qr(factor)
-        return cls(factor, basis, triangle)
+        return cls(factor, basis, triangle, lengths)
 
     def to(self, device: torch.device) -> None:
         """Move to another device."""
-        self.factor = self.factor.to(device)
+        self.factor, self.lengths = self.factor.to(device), self.lengths.to(device)
         self.basis = None if self.basis is None else self.basis.to(device)
         self.triangle = None if self.triangle is None else self.triangle.to(device)
 
     def reduce(self, current: Tensor) -> Reduced:
         """Coordinates of the factor then, now and of its change."""
-        change = current - self.factor
-        moved = torch.where(change == 0, 0.0, current)
-        eps = torch.finfo(current.dtype).eps
-        rounding = eps * (_ARITHMETIC * _lengths(change) + _STORAGE * _lengths(moved))
-        if self.basis is None or self.triangle is None:
-            return Reduced(self.factor, current, change, rounding)
-        inside = self.basis.mT @ change
-        outside = torch.linalg.qr(torch.baddbmm(change, self.basis, inside, alpha=-1), mode="r")[1]
-        return Reduced(
-            initial=self.triangle,
-            current=torch.cat([self.triangle + inside, outside], 1),
-            change=torch.cat([inside, outside], 1),
-            rounding=rounding,
-        )
+        initial, change = self.factor, current - self.factor
+        moved = change.sign().mul_(current)  # up to signs; a mask by ≠ takes four times as long
+        if self.basis is not None and self.triangle is not None:
+            inside = self.basis.mT @ change
+            rest = torch.baddbmm(change, self.basis, inside, alpha=-1)
+            outside = torch.linalg.qr(rest, mode="r")[1]
+            initial = self.triangle
+            current = torch.cat([initial + inside, outside], 1)
+            change = torch.cat([inside, outside], 1)
+        lengths = _lengths(change)
+        eps = torch.finfo(change.dtype).eps
+        rounding = eps * (_ARITHMETIC * lengths + _STORAGE * _lengths(moved))
+        return Reduced(initial, current, change, self.lengths, lengths, rounding)
 
 
 def change_core(left: Reduced, right: Reduced) -> Tensor:
@@ -98,8 +100,8 @@ def change_core(left: Reduced, right: Reduced) -> Tensor:
 def rounding_of_change(left: Reduced, right: Reduced) -> Tensor:
     """Norm below which the change of a head is rounding, (h,); see the top of this module."""
     # Coordinates of B are found as those of B₀ and of ΔB, and have the rounding of both.
-    from_left = left.rounding * (_lengths(right.current) + _lengths(right.change))
-    from_right = _lengths(left.initial) * right.rounding
+    from_left = left.rounding * (_lengths(right.current) + right.change_lengths)
+    from_right = left.initial_lengths * right.rounding
     return torch.cat([from_left, from_right], -1).norm(dim=(1, 2))
 
 
@@ -273,10 +275,11 @@ def orthonormal(columns: Tensor) -> Tensor:
 
 def _lengths(columns: Tensor) -> Tensor:
     """Euclidean lengths of the columns in double precision; no square over- or underflows."""
+    if columns.dtype != torch.float64:  # squares of narrower types fit into double precision
+        return columns.double().square_().sum(-2, keepdim=True).sqrt_()
     largest = columns.abs().amax(-2, keepdim=True)
     unit = torch.where(largest > 0, largest, 1.0)
-    lengths = torch.linalg.vector_norm(columns / unit, dim=-2, keepdim=True, dtype=torch.float64)
-    return lengths * unit.double()
+    return torch.linalg.vector_norm(columns / unit, dim=-2, keepdim=True) * unit
 
 
 def principal_angles(first: Tensor, second: Tensor, common: Tensor | None = None) -> Tensor:

@@ -15,7 +15,6 @@ from dynalyze.spectra.low_rank import (
     Reference,
     change_core,
     entry_scale,
-    frobenius_norm,
     full_vectors,
     leading_part,
     principal_angles,
@@ -67,7 +66,8 @@ def measure(
     core, rounding = change_core(left, right), rounding_of_change(left, right)
     scale = entry_scale(core)
     finite = scale.isfinite()
-    moved = finite & (frobenius_norm(core / scale, scale) > rounding)[:, None, None]
+    size = torch.linalg.vector_norm(core / scale, dim=(-2, -1), keepdim=True) * scale.double()
+    moved = finite & (size > rounding[:, None, None])
     core, scale = torch.where(moved, core, 0.0), torch.where(moved, scale, 1.0)
     n_wanted = None if options.spectrum == "full" else options.n_values
     leading = leading_part(core, n_wanted, options.n_directions, scale)
