@@ -279,7 +279,7 @@ def picture() -> None:
         top.plot(t, theta, color="0.6", linewidth=1)
         top.plot(t, theta, ".", color="C0", markersize=2)
         top.plot(t[-1:], theta[-1:], "o", color="C3", markersize=3)
-        new = state.columns.calls > before.columns.calls
+        new = state.columns.matrix is not before.columns.matrix
         bottom.plot(t, path.y[:, -1], color="0.6", linewidth=1)
         bottom.plot(
             state.t, state.s, "s" if new else "o", color="C1" if new else "C3", markersize=4

@@ -85,14 +85,14 @@ class NegligibleField:
             natural = 0.0
         unrelated = largest <= _UNRELATED * natural * self.units[j]
         floor = (_UNRELATED if unrelated else _ROUNDING) * natural
-        self.chosen = np.maximum(fraction * largest, floor) * self.units  # (p,)
+        self._chosen = np.maximum(fraction * largest, floor) * self.units  # (p,)
 
     def __call__(self, theta: FloatArray) -> FloatArray:
         """|g_i| that counts as 0 at θ; shape (p,)."""
         if self._rounding is None:
-            return self.chosen
+            return self._chosen
         rounding = self._rounding(theta)
-        return np.maximum(self.chosen, np.where(np.isfinite(rounding), rounding, 0.0))
+        return np.maximum(self._chosen, np.where(np.isfinite(rounding), rounding, 0.0))
 
 
 Path = tuple[tuple[int, int], ...]  # products that have activated, with their signs

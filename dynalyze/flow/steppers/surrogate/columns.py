@@ -37,8 +37,6 @@ class Columns:
     contraction: float  # factor by which one more evaluation shrinks the correction of a step
     weight: FloatArray  # (p,), arc length per unit of θ_i; 0 before the first column
     coupling: FloatArray  # (p,), largest |H_ji| over j, as far as known
-    calls: int  # for columns, so far
-    evaluated: int  # columns, so far
 
     @property
     def outdated(self) -> bool:
@@ -77,7 +75,7 @@ def first_columns(
     order = np.argsort(-np.abs(sample.field[mobile]) / units[mobile], kind="stable")
     none = np.zeros(0, dtype=np.int64)
     zero = np.zeros(p)
-    empty = Columns(none, np.zeros((p, 0)), sample, 0, _CONTRACTION, zero, zero, 0, 0)
+    empty = Columns(none, np.zeros((p, 0)), sample, 0, _CONTRACTION, zero, zero)
     return with_active(objective, empty, sample, np.sort(mobile[order[:_PROBED]]))
 
 
@@ -101,8 +99,6 @@ def with_active(
         exact=sample if fresh else None,
         weight=_weights(columns.weight, active, matrix),
         coupling=_couplings(columns.coupling, active, new, matrix),
-        calls=columns.calls + bool(new.any()),
-        evaluated=columns.evaluated + int(new.sum()),
     )
 
 
@@ -121,8 +117,6 @@ def renewed(
         contraction=min(columns.contraction, _CONTRACTION),
         weight=_weights(columns.weight, active, matrix),
         coupling=_couplings(columns.coupling, active, np.isin(active, before, invert=True), matrix),
-        calls=columns.calls + bool(active.size),
-        evaluated=columns.evaluated + active.size,
     )
 
 

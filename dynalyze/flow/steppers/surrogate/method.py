@@ -3,8 +3,8 @@
 In dz/dt = g(θ(z)) the field g varies slowly with θ, and θ exponentially with z. So the Hessian
 columns H of the active coordinates are frozen, and g(θ) ≈ P(s) − Hθ with P the polynomial of the
 *remainder* g + Hθ through its last values, in the arc length s of θ. This surrogate is solved to
-high accuracy without evaluating anything (predictor), the field is evaluated once at its end, and
-the surrogate solved again with the new value (corrector). docs/integrator.md derives it.
+high accuracy (predictor), the field is evaluated once at its end, and the surrogate solved again
+with the new value (corrector). docs/integrator.md derives it.
 """
 
 from dataclasses import replace
@@ -126,12 +126,12 @@ def step_to(problem: Problem, state: State, t_end: float) -> tuple[State, Path]:
     nodes, newton = newton_form(samples, columns.exact, columns.active, columns.matrix)
     terms, duration = min(problem.order, len(nodes)), t_end - state.t
     polynomial = Polynomial(nodes, newton[:terms], np.inf)
-    path = _solve(problem, state, columns, polynomial, duration, 0)
+    path = _follow_to(problem, state, columns, polynomial, duration, 0)
     sample = problem.evaluate(float(path.y[-1, -1]), state.z + path.y[-1, :-1])
     samples = (sample, *state.samples)
     nodes, newton = newton_form(samples, columns.exact, columns.active, columns.matrix)
     polynomial = Polynomial(nodes, newton[: terms + 1], np.inf)
-    path = _solve(problem, state, columns, polynomial, duration, 0)
+    path = _follow_to(problem, state, columns, polynomial, duration, 0)
     return _accepted(problem, state, Attempt(path, samples, columns), reached=False), path
 
 
@@ -142,8 +142,8 @@ def _simplified(problem: Problem, state: State, longest: float) -> tuple[State, 
         return replace(state, columns=renewed(problem.objective, state.columns, newest)), longest
     if len(state.samples) > 1:
         return replace(state, samples=state.samples[:1]), longest
-    rate = float(np.max(problem.rates))
-    return replace(state, inner_step=1e-3 * state.inner_step), 1e-2 * min(longest, 1 / rate)
+    longest = 1e-2 * min(longest, 1 / float(np.max(problem.first_fields)))
+    return replace(state, inner_step=1e-3 * state.inner_step), longest
 
 
 def _predict(problem: Problem, state: State, duration: float, caution: float) -> Prediction:
@@ -151,7 +151,8 @@ def _predict(problem: Problem, state: State, duration: float, caution: float) ->
     columns, newest, tol = state.columns, state.samples[0], problem.tol
     samples = state.samples[: problem.order + 1]
     nodes, newton = newton_form(samples, columns.exact, columns.active, columns.matrix)
-    sizes = error_sizes(nodes, newton, problem.order, float(np.max(problem.rates)), problem.length)
+    fastest = float(np.max(problem.first_fields))
+    sizes = error_sizes(nodes, newton, problem.order, fastest, problem.length)
     # within bounds whose powers are finite
     size = float(np.clip(max(columns.size(newest), 1e-4 * problem.length), 1e-30, 1e30))
     floor = ROUNDING * float(np.max(np.abs(newton[0]))) / size ** np.arange(len(sizes))
@@ -159,7 +160,7 @@ def _predict(problem: Problem, state: State, duration: float, caution: float) ->
     polynomial = extrapolation(nodes, newton, sizes, state.s, state.arc)
     if problem.quadratic:  # the remainder is constant
         sizes, polynomial = np.zeros_like(sizes), Polynomial(nodes, newton[:1], np.inf)
-    thresholds = levels(columns, newest.field, problem.units, problem.rates, tol)
+    thresholds = levels(columns, newest.field, problem.units, problem.first_fields, tol)
     known = columns.weight > 0
     thresholds[known] += np.log(columns.weight[known])
     thresholds[columns.active] = np.inf
@@ -171,7 +172,7 @@ def _predict(problem: Problem, state: State, duration: float, caution: float) ->
         thresholds=thresholds,
         resolution=columns.resolution(newest, tol, problem.length),
     )
-    path = _follow(problem, state, columns, polynomial, duration, stopping)
+    path = _follow_surrogate(problem, state, columns, polynomial, duration, stopping)
     m = len(polynomial.newton)
     inside = m < len(sizes) and sizes[m] > 0
     correction = sizes[m] * abs(path.integrals[2, m]) if inside else 0.0
@@ -203,7 +204,7 @@ def _correct(problem: Problem, state: State, prediction: Prediction) -> Attempt:
         new_nodes, newton = newton_form(samples[: order + 1], exact, columns.active, columns.matrix)
         terms = min(order if close else order + 1, len(new_nodes))
         corrected = Polynomial(new_nodes, newton[:terms], max(sample.s, state.s))
-        trial = _solve(problem, state, columns, corrected, duration, order)
+        trial = _follow_to(problem, state, columns, corrected, duration, order)
         plain, moment = trial.integrals[:2, order]
         if trial.status == FAILED or not np.isfinite(moment):
             break
@@ -265,15 +266,15 @@ def _accepted(problem: Problem, state: State, result: Attempt, reached: bool) ->
     )
 
 
-def _solve(
+def _follow_to(
     problem: Problem, state: State, columns: Columns, p: Polynomial, duration: float, most: int
 ) -> Path:
     """Follow the surrogate to a given time, with integrals for up to `most` nodes."""
-    stopping = StoppingCriteria(False, np.zeros(most + 1), 1.0, 1.0, np.zeros(0), 0.0)
-    return _follow(problem, state, columns, p, duration, stopping)
+    end_alone = StoppingCriteria(free=False, sizes=np.zeros(most + 1))
+    return _follow_surrogate(problem, state, columns, p, duration, end_alone)
 
 
-def _follow(
+def _follow_surrogate(
     problem: Problem,
     state: State,
     columns: Columns,

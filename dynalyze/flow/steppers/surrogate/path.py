@@ -56,10 +56,11 @@ class StoppingCriteria(NamedTuple):
 
     free: bool  # False: nothing but the end time stops
     sizes: FloatArray  # (M + 1,), E_m for m = 1 … M
-    target: float  # largest error of the step, in z
-    predictor_target: float  # largest error of the predictor, in z
-    thresholds: FloatArray  # (p,), log|θ| from which a coordinate needs a column, or ∞
-    resolution: float  # arc length below which two places are the same
+    target: float = 1.0  # largest error of the step, in z
+    predictor_target: float = 1.0  # largest error of the predictor, in z
+    # log|θ| from which a coordinate needs a column, or ∞; (p,)
+    thresholds: FloatArray = np.zeros(0)
+    resolution: float = 0.0  # arc length below which two places are the same
 
 
 @dataclass(frozen=True, eq=False)

@@ -22,7 +22,7 @@ class Problem:
     up: FloatArray  # (p,), θ = e^{up + 2z} − e^{down − 2z}
     down: FloatArray  # (p,)
     units: FloatArray  # (p,), units of the fields
-    rates: FloatArray  # (p,), largest field at the start, in the units of each
+    first_fields: FloatArray  # (p,), largest field at the start, in the units of each
     length: float  # arc length over which the field changes at the start
     tol: float  # error of z that a step may make
     order: int  # highest number m of nodes of the predictor; the method's order is m + 1
@@ -48,7 +48,7 @@ class Problem:
             log_theta,
             growth,
             self.units,
-            self.rates,
+            self.first_fields,
             self.tol,
         )
 
@@ -89,14 +89,14 @@ def start(
     if not np.all(np.isfinite(sample.field)):
         raise failure(t, describe_bad_field(objective, sample.theta, sample.field))
     rate = float(np.max(np.abs(sample.field) / units, initial=0.0)) or 1.0
-    problem = replace(problem, rates=rate * units)
+    problem = replace(problem, first_fields=rate * units)
     mobile = np.flatnonzero(np.maximum(up, down) > -np.inf)
     columns = problem.select(first_columns(objective, sample, mobile, units), sample, z)
     known = np.flatnonzero(columns.weight)
     length = np.max(np.abs(sample.field[known]) / columns.weight[known], initial=0.0)
     natural = max(float(length), columns.size(sample)) or 1.0
     problem = replace(problem, length=natural)
-    inner_step = 1e-3 / float(np.max(problem.rates))
+    inner_step = 1e-3 / float(np.max(problem.first_fields))
     return problem, State(t, z, 0.0, (sample,), columns, _FIRST_ARC * natural, inner_step)
 
 
