@@ -31,9 +31,8 @@ from dynalyze.flow.steppers.surrogate.state import Problem, State, failure, no_s
 
 _TARGET = 0.5  # error of a step that is aimed at, in units of its tolerance
 _CONVERGED = 0.3  # largest change that a further evaluation would make, in the same units
-_INNER = 0.1  # error of an inner step, in the same units ...
-_INNER_ALONE = 5.0  # ... and where the remainder is constant, so that no other error is made ...
-_INNER_ALONE_LSODA = 0.5  # ... by LSODA, which makes the error that it may; RODAS far less
+_INNER = 0.1  # error of an inner step, in the same units, beside others
+_INNER_ALONE, _INNER_ALONE_LSODA = 5.0, 0.5  # where no other is made; LSODA makes all that it may
 _FARTHEST = 0.1  # largest correction of z in any step
 _SURPRISE = 0.2  # share of a correction beyond what was expected that may be wrong
 _EXPECTED = 4.0  # factor by which a correction may exceed its estimate
