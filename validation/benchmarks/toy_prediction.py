@@ -1,6 +1,8 @@
 """Predicting the paper's toy head against training it by gradient descent in PyTorch."""
 
+import resource
 import time
+import warnings
 
 import numpy as np
 import torch
@@ -11,6 +13,7 @@ from validation import report
 
 LOG10_ALPHA = -8
 MEASURED_SECONDS = 20.0
+DENSE = {50: 60.0, 100: 300.0, 200: 60.0}  # features of a dense teacher and most seconds for it
 
 
 def gradient_descent_rate(X: np.ndarray, y: np.ndarray, learning_rate: float) -> float:
@@ -51,6 +54,32 @@ def largest_stable_step(prediction: StagePrediction, objective) -> float:
     return 1 / largest
 
 
+def dense_teacher(d: int, most_seconds: float) -> list[str]:
+    """Row of the table for a head of `d` features that learns one with all products."""
+    rng = np.random.default_rng(0)
+    X, theta = rng.standard_normal((1000, 10, d)), rng.standard_normal(2 * d)
+    model = AttentionHead(d, threads=1)
+    y = model.predict(theta, X)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that it stopped is in the table
+        prediction = predict_stages(model, (X, y), max_seconds=most_seconds)
+    grown = 1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+    stats = prediction.stats
+    return [
+        f"{d}",
+        f"{len(prediction.times)}",
+        str(prediction.status),
+        f"{stats.nfev}",
+        f"{stats.nhcol}",
+        f"{stats.seconds:.1f}",
+        f"{most_seconds:.0f}",
+        f"{prediction.losses[-1] / prediction.losses[0]:.1g}",
+        f"{grown / 1e6:.0f}",
+        f"{(X.nbytes + y.nbytes) / 1e6:.0f}",
+    ]
+
+
 def main() -> None:
     data = datasets.toy_head(rng=0)
     X, y, _ = data
@@ -82,6 +111,11 @@ def main() -> None:
             f"{theirs / ours:.0f}",
         ],
     ]
+    dense = [dense_teacher(*case) for case in DENSE.items()]
+    dense_header = [
+        *("d", "stages", "status", "gradients", "Hessian columns", "seconds", "at most"),
+        *("last loss / first", "MB beside the data", "MB of data"),
+    ]
     body = f"""
 The 10-sparse toy head of the paper, 1000 samples, 10 tokens, d = 50, loss `"mse"`, both on
 {torch.get_num_threads()} threads in float64, after compiling.
@@ -93,6 +127,14 @@ extrapolated to the {steps:.3g} steps that the flow needs to reach the loss of t
 but one, {prediction.losses[-2]:.2g}, and leave it: flow time T · log(1/α) = {flow_time:.4g}.
 Its largest stable step is 2 over the largest eigenvalue of the Hessian in the weights, over all
 plateaus.
+
+## Dense teachers
+
+Heads that learn a head with 2 d Gaussian products from 1000 samples of 10 tokens, one thread, with
+`max_seconds` as under "at most"; `converged` is all stages. The memory is what the process grew by
+at most, in this order.
+
+{report.table(dense_header, dense)}
 """
     report.write(
         "benchmarks/toy_prediction.md",
