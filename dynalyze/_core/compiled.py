@@ -38,6 +38,7 @@ def njit(*, cache: bool = False, **options: Any) -> Callable[[Callable[..., Any]
     """
 
     def compiled(function: Callable[..., Any]) -> Any:
+        _functions.add(function)
         dispatcher = numba.njit(**options)(function)
         in_a_file = not function.__code__.co_filename.startswith("<")
         # Without the JIT the dispatcher is the function itself.
@@ -58,6 +59,9 @@ def njit(*, cache: bool = False, **options: Any) -> Callable[[Callable[..., Any]
     return compiled
 
 
+_functions: set[Callable[..., Any]] = set()  # that the library compiles
+
+
 class _Announcement(event.Listener):
     """Tells a user at a terminal, once, why the first use takes seconds."""
 
@@ -66,7 +70,7 @@ class _Announcement(event.Listener):
 
     def on_start(self, event: event.Event) -> None:
         """Announce that kernels are compiled, if they are the library's."""
-        ours = event.data["dispatcher"].py_func.__module__.startswith("dynalyze.")
+        ours = event.data["dispatcher"].py_func in _functions
         if ours and not self._made and sys.stderr is not None and sys.stderr.isatty():
             self._made = True
             print("dynalyze: compiling kernels for this machine, once …", file=sys.stderr)

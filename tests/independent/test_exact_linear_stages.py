@@ -137,7 +137,8 @@ def test_durations_are_followed_when_asked_for_and_kept_in_the_file(tmp_path):
     assert prediction.known_durations is None
     init = Initialization.gaussian(5, log10_alpha=-300, rng=0)
     along = predict_stages(DiagonalLinear(5), data, init=init)
-    np.testing.assert_allclose(prediction.durations, along.durations, rtol=1e-6)
+    # LSODA and the surrogate, each to 1e-4 in log coordinates, where 1% counts as arrived
+    np.testing.assert_allclose(prediction.durations, along.durations, rtol=2e-3)
     prediction.save(tmp_path / "p.npz")
     loaded = StagePrediction.load(tmp_path / "p.npz")
     np.testing.assert_array_equal(loaded.durations, prediction.durations)
