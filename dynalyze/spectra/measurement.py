@@ -12,17 +12,15 @@ from torch import Tensor
 
 from dynalyze._core.arrays import FloatArray
 from dynalyze.spectra.low_rank import (
-    Reference,
-    change_core,
     entry_scale,
     full_vectors,
     leading_part,
     principal_angles,
     repaired,
-    rounding_of_change,
 )
 from dynalyze.spectra.options import RecordOptions
 from dynalyze.spectra.rank_measures import effective_rank_bounds
+from dynalyze.spectra.reduction import Reference, change_core, rounding_of_change
 
 Directions = tuple[Tensor, ...]  # left, right, and how many of them each head has
 FINITE, SLOW = 0, 1  # columns of the table of a measurement

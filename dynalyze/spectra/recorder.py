@@ -12,7 +12,7 @@ from dynalyze._core.arrays import FloatArray
 from dynalyze.errors import InvalidInputError
 from dynalyze.spectra.arithmetic import plain_arithmetic
 from dynalyze.spectra.history import PER_RECORD, SpectraHistory
-from dynalyze.spectra.low_rank import Reference, product_values
+from dynalyze.spectra.low_rank import product_values
 from dynalyze.spectra.measurement import (
     FINITE,
     SLOW,
@@ -24,6 +24,7 @@ from dynalyze.spectra.measurement import (
     unpacked,
 )
 from dynalyze.spectra.options import RecordOptions
+from dynalyze.spectra.reduction import Reference
 from dynalyze.spectra.sources import AttentionSource, Factors, Lookup, expand_heads
 
 _DIRECTIONS = ("left", "right", "alive")  # names of what `Directions` holds

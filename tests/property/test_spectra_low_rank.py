@@ -9,8 +9,6 @@ torch = pytest.importorskip("torch")
 
 from dynalyze.spectra.low_rank import (  # noqa: E402
     Leading,
-    Reference,
-    change_core,
     entry_scale,
     full_vectors,
     leading_part,
@@ -18,6 +16,7 @@ from dynalyze.spectra.low_rank import (  # noqa: E402
     repaired,
 )
 from dynalyze.spectra.rank_measures import effective_rank_bounds  # noqa: E402
+from dynalyze.spectra.reduction import Reference, change_core  # noqa: E402
 
 
 def _leading_part(matrix: torch.Tensor, n_values: int | None, n_vectors: int) -> Leading:
