@@ -239,7 +239,7 @@ class DenseOutputBuilder:
             self._breaks[-1],
             t_end,
         ):
-            return self._append(t_end, coefficients)
+            return self._append(t_end, np.array(coefficients))  # the step keeps its own
         pending = [(self._breaks[-1], t_end, 0)]
         while pending:
             left, right, halvings = pending.pop()

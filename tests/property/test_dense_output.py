@@ -79,6 +79,14 @@ def test_a_step_that_is_a_polynomial_is_kept_as_it_is():
         np.testing.assert_allclose(dense(left + (right - left) * t), expected, atol=1e-14)
 
 
+def test_the_coefficients_of_a_step_stay_its_own():
+    piece = np.random.default_rng(4).standard_normal((4, 2))
+    piece.flags.writeable = False  # as a stepper may share what it computed
+    builder = DenseOutputBuilder(0.0, piece[0] + 1e-10, tol=1e-9)
+    builder.add(Cubic(piece, 0.0, 1.0), 1.0)
+    np.testing.assert_array_equal(builder.build()(0.0), piece[0] + 1e-10)
+
+
 def test_exponential_relaxation_before_a_long_plateau_is_halved_not_lost():
     # What a step that jumps over a plateau looks like.
     dense = build(lambda t: np.exp(-np.asarray(t))[..., None] + 0.01, [0.0, 1e4])
