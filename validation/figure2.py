@@ -112,7 +112,7 @@ def alpha_table(found: dict[int, Comparison]) -> str:
                 f"1e{alpha}",
                 f"{run.losses[0]:.4f}",
                 f"{run.losses[-1]:.2e}",
-                " ".join(_toy.short(prediction.product_names[int(i)]) for i in products[:8]),
+                " ".join(_toy.short(prediction.product_names[i]) for i in products[:8]),
                 f"{np.count_nonzero(matched)}",
                 f"{len(comparison.inversions)}",
                 _spread(errors),

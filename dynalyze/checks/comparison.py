@@ -120,7 +120,7 @@ class Comparison:
             foreseen = set(zip(at_alpha.coordinates.tolist(), at_alpha.signs.tolist(), strict=True))
         jumps = zip(self.extra_times, self.extra_coordinates, self.extra_signs, strict=True)
         return [
-            f"{'+' if sign > 0 else '−'} {self.prediction.product_names[int(i)]} at t = {t:.6g}"
+            f"{'+' if sign > 0 else '−'} {self.prediction.product_names[i]} at t = {t:.6g}"
             + ("; foreseen at this α" if (int(i), int(sign)) in foreseen else "")
             for t, i, sign in jumps
         ]
@@ -139,7 +139,7 @@ class Comparison:
     def _columns(self) -> dict[str, Any]:
         prediction = self.prediction
         return {
-            "product": [prediction.product_names[int(i)] for i in prediction.coordinates],
+            "product": [prediction.product_names[i] for i in prediction.coordinates],
             "sign": prediction.signs,
             "outcome": [str(outcome) for outcome in self.outcomes],
             "measured": self.measured,
@@ -162,7 +162,7 @@ class Comparison:
         names += ("log10_alpha", "clock", "errors", "relative_errors", "relative_leading_errors")
         prediction = self.prediction
         products = {
-            "products": [prediction.product_names[int(i)] for i in prediction.coordinates],
+            "products": [prediction.product_names[i] for i in prediction.coordinates],
             "signs": prediction.signs,
         }
         return dict(plain(products | {name: getattr(self, name) for name in names}))

@@ -61,7 +61,7 @@ def free_of_kinks(
         directions = [(d, "a random direction") for d in random]
         if k == 0:
             chosen = np.arange(p) if p <= _MOST_PRODUCTS else _first(prediction, rng)
-            directions += [(np.eye(1, p, i)[0], prediction.product_names[int(i)]) for i in chosen]
+            directions += [(np.eye(1, p, i)[0], prediction.product_names[i]) for i in chosen]
         rounding = _rounding(prediction, k, scales)
         for direction, name in directions:
             found = _Probe(objective, theta, direction, scales, rounding).kink()

@@ -29,7 +29,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "--max-seconds",
         type=float,
         metavar="S",
-        help="stop at the end of the first stage after S seconds",
+        help="stop after S seconds; a stage that has begun by then is given up",
     )
     output.add_output(parser, "prediction")
     parser.set_defaults(run=run)

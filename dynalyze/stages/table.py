@@ -31,9 +31,7 @@ def stage_columns(prediction: Any) -> dict[str, Any]:
         "value": prediction.theta[1:][np.arange(prediction.n_stages), prediction.coordinates],
         "loss": prediction.losses[1:],
         "support_size": prediction.support_sizes[1:],
-        "departed": [
-            tuple(prediction.product_names[i] for i in products) for products in prediction.departed
-        ],
+        "departed": [tuple(names[i] for i in products) for products in prediction.departed],
         "runner_up": [names[i] if i >= 0 else None for i in prediction.runner_ups],
         "gap": prediction.gaps,
     }
